@@ -1,0 +1,32 @@
+# Sourced by the other scripts. Makes .venv beside the code and installs a requirements file into it, once per change.
+# Needs: Python >= 3.11. PYTHON=/path/to/python chooses another interpreter than the first suitable one on the PATH.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3 python; do
+    if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python >= 3.11 found; install one or set PYTHON=/path/to/python" >&2
+  exit 2
+}
+
+install_requirements() {
+  local file=$1
+  local stamp
+  if [ ! -x .venv/bin/python ]; then
+    "$(find_python)" -m venv .venv
+  fi
+  stamp=$(cat requirements*.txt | cksum | tr ' ' '-')
+  if [ ! -f ".venv/installed-$file-$stamp" ]; then
+    echo "installing $file into .venv ..."
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file"
+    touch ".venv/installed-$file-$stamp"
+  fi
+}

@@ -1,0 +1,112 @@
+"""TFDS builder of scenes: several digits on one canvas, with boxes and a class for every pixel."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from transfer_jax.data.builders import digit_pool
+from transfer_jax.data.builders.base import OfflineBuilder
+
+SIZE = 40
+MASK_NAMES = ("background", *digit_pool.CLASS_NAMES)
+INK = 96  # grey values from here on belong to the digit in the mask
+OVERLAP = 0.1  # of the smaller box
+SCENES = {"train": 400, "test": 100}
+
+
+@dataclasses.dataclass
+class SceneConfig(tfds.core.BuilderConfig):
+    """`photo`: digits blended over photographs; otherwise on black."""
+
+    photo: bool = False
+
+
+class DigitScenes(OfflineBuilder):
+    """2 to 5 digits of 12 to 16 pixels on 40x40 RGB: 400 train and 100 test scenes. Folds: see `digit_pool`.
+
+    `mask` holds 0 for the background and 1 + class for the ink of a digit; `objects` holds the boxes (ymin, xmin,
+    ymax, xmax in units of the canvas, tight around the ink) with their classes.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [SceneConfig(name="plain", description="black background"),
+                       SceneConfig(name="photo", description="photographs as background", photo=True)]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict({
+            "image": tfds.features.Image(shape=(SIZE, SIZE, 3), encoding_format="png"),
+            "mask": tfds.features.LabeledImage(labels=list(MASK_NAMES), shape=(SIZE, SIZE, 1), encoding_format="png"),
+            "objects": tfds.features.Sequence({
+                "bbox": tfds.features.BBoxFeature(),
+                "label": tfds.features.ClassLabel(names=digit_pool.CLASS_NAMES),
+            }),
+        })
+        return tfds.core.DatasetInfo(builder=self, description="Several handwritten digits in one picture.",
+                                     features=features)
+
+    def _split_generators(self, download_manager) -> dict:
+        return {split: self._generate_examples(split) for split in SCENES}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        photo = self.builder_config.photo
+        rows = digit_pool.fold(f"{'photo' if photo else 'plain'}_{split}")
+        for number in range(SCENES[split]):
+            seed = [digit_pool.PARTITION_SEED, int(photo), list(SCENES).index(split), number]
+            generator = np.random.Generator(np.random.PCG64(seed))
+            canvas, mask, objects = _compose(generator, rows)
+            background = np.zeros((SIZE, SIZE, 3), np.uint8)
+            if photo:
+                background = digit_pool.patch(generator, SIZE, held_out=split == "test")
+            image = digit_pool.blend(canvas, background)
+            yield number, {"image": io.BytesIO(digit_pool.png(image)), "mask": io.BytesIO(digit_pool.png(mask)),
+                           "objects": [{"bbox": tfds.features.BBox(*box), "label": label} for box, label in objects]}
+
+
+def _compose(generator: np.random.Generator, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list]:
+    """Ink uint8 [40,40], mask uint8 [40,40] and [(box, class)] of one scene of digits among `rows`."""
+    canvas = np.zeros((SIZE, SIZE), np.uint8)
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    boxes: list[tuple[int, int, int, int]] = []
+    objects = []
+    for _ in range(generator.integers(2, 6)):
+        size = int(generator.integers(12, 17))
+        ink, label = digit_pool.digit(int(generator.choice(rows)), size)
+        box = _free_place(generator, ink, boxes)
+        if box is None:
+            continue  # the canvas is full; the first two digits always find room
+        boxes.append(box)
+        corner_y, corner_x = box[0] - _extent(ink)[0], box[1] - _extent(ink)[1]
+        window = slice(corner_y, corner_y + size), slice(corner_x, corner_x + size)
+        mask[window] = np.where(ink >= INK, label + 1, mask[window])
+        canvas[window] = np.maximum(canvas[window], ink)
+        objects.append((tuple(edge / SIZE for edge in box), label))
+    return canvas, mask, objects
+
+
+def _extent(ink: np.ndarray) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of the ink in its square."""
+    tall, wide = np.flatnonzero((ink >= INK).any(1)), np.flatnonzero((ink >= INK).any(0))
+    return int(tall[0]), int(wide[0]), int(tall[-1]) + 1, int(wide[-1]) + 1
+
+
+def _free_place(generator: np.random.Generator, ink: np.ndarray, taken: list) -> tuple[int, int, int, int] | None:
+    """A box for the ink in pixels (ymin, xmin, ymax, xmax) that meets no box of `taken` by more than OVERLAP."""
+    top, left, bottom, right = _extent(ink)
+    for _ in range(200):
+        y, x = generator.integers(SIZE - len(ink) + 1, size=2)
+        box = int(y) + top, int(x) + left, int(y) + bottom, int(x) + right
+        if all(_shared(box, other) <= OVERLAP for other in taken):
+            return box
+    return None
+
+
+def _shared(a: tuple, b: tuple) -> float:
+    """Intersection of two boxes over the area of the smaller."""
+    tall, wide = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return max(tall, 0) * max(wide, 0) / min(areas)

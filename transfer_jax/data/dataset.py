@@ -1,0 +1,209 @@
+"""Random access to decoded examples, whatever the storage: the one face that all sources show to streams."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transfer_jax.core.errors import UserError, unknown
+from transfer_jax.data.decoding import decode_image, decode_mask
+
+
+class Dataset:
+    """A fixed, ordered set of examples.
+
+    Attributes: `class_names`, the classes of `labels` in the order of their numbers (for data with masks and no
+    labels: the classes of the mask); `labels`, int32 [n] read without decoding an image, or None; `domains`, int32
+    [n] or None, and `domain_names` (merged data only).
+    """
+
+    class_names: tuple[str, ...] = ()
+    labels: np.ndarray | None = None
+    domains: np.ndarray | None = None
+    domain_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        raise TypeError(f"{type(self).__name__} defines no length")
+
+    def load(self, row: int) -> dict[str, Any]:
+        """`image` uint8 [H,W,C] and, where the data has them, `label` int, `mask` int32 [H,W], `boxes` float32 [k,4].
+
+        Raises UnreadableImage, naming the example, when it cannot be decoded.
+        """
+        raise TypeError(f"{type(self).__name__} defines no way to load row {row}")
+
+    def name_of(self, row: int) -> str:
+        """Where the example lies, for messages and reports."""
+        return f"row {row}"
+
+
+class ArrayDataset(Dataset):
+    """Examples held in memory: images uint8 [n,H,W] or [n,H,W,C], labels integer [n], masks integer [n,H,W]."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str] | None = None,
+                 masks: np.ndarray | None = None, origin: str = "array"):
+        self._images = images[..., None] if images.ndim == 3 else images
+        self._masks = masks
+        self._origin = origin
+        self.labels = None if labels is None else np.asarray(labels).astype(np.int32)
+        numbered = self.labels if self.labels is not None else masks
+        if class_names is None and numbered is not None:
+            class_names = [str(number) for number in range(int(numbered.max(initial=-1)) + 1)]
+        self.class_names = tuple(class_names or ())
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def load(self, row: int) -> dict[str, Any]:
+        example: dict[str, Any] = {"image": self._images[row]}
+        if self.labels is not None:
+            example["label"] = int(self.labels[row])
+        if self._masks is not None:
+            example["mask"] = self._masks[row].astype(np.int32)
+        return example
+
+    def name_of(self, row: int) -> str:
+        return f"{self._origin}, row {row}"
+
+
+class FileDataset(Dataset):
+    """Image files on disk with one label each, and optionally one mask file (indexed or grey PNG) each."""
+
+    def __init__(self, paths: Sequence[Path], labels: np.ndarray | None, class_names: Sequence[str],
+                 mask_paths: Sequence[Path] | None = None):
+        self._paths = list(paths)
+        self._mask_paths = None if mask_paths is None else list(mask_paths)
+        self.labels = None if labels is None else np.asarray(labels, np.int32)
+        self.class_names = tuple(class_names)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def load(self, row: int) -> dict[str, Any]:
+        example: dict[str, Any] = {"image": decode_image(self._paths[row])}
+        if self.labels is not None:
+            example["label"] = int(self.labels[row])
+        if self._mask_paths is not None:
+            example["mask"] = decode_mask(self._mask_paths[row])
+        return example
+
+    def name_of(self, row: int) -> str:
+        return str(self._paths[row])
+
+
+class View(Dataset):
+    """Some rows of another data set, in the given order."""
+
+    def __init__(self, parent: Dataset, rows: np.ndarray):
+        self._parent, self._rows = parent, np.asarray(rows, np.int64)
+        self.class_names, self.domain_names = parent.class_names, parent.domain_names
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:
+        labels = self._parent.labels
+        return None if labels is None else labels[self._rows]
+
+    @functools.cached_property
+    def domains(self) -> np.ndarray | None:
+        domains = self._parent.domains
+        return None if domains is None else domains[self._rows]
+
+    def load(self, row: int) -> dict[str, Any]:
+        return self._parent.load(int(self._rows[row]))
+
+    def name_of(self, row: int) -> str:
+        return self._parent.name_of(int(self._rows[row]))
+
+
+class Concatenation(Dataset):
+    """Several data sets, one after the other, with one list of classes.
+
+    With `domain_names`, `domains` holds for each row the number of the part that it comes from.
+    """
+
+    def __init__(self, parts: Sequence[Dataset], domain_names: Sequence[str] = ()):
+        self._parts = list(parts)
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+        self.class_names, self.domain_names = same_classes(parts), tuple(domain_names)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _place(self, row: int) -> tuple[Dataset, int]:
+        part = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._parts[part], row - int(self._starts[part])
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:
+        labels = [part.labels for part in self._parts]
+        return None if any(item is None for item in labels) else np.concatenate(labels)
+
+    @functools.cached_property
+    def domains(self) -> np.ndarray | None:
+        if not self.domain_names:
+            parts = [part.domains for part in self._parts]
+            return None if any(item is None for item in parts) else np.concatenate(parts)
+        return np.repeat(np.arange(len(self._parts), dtype=np.int32), np.diff(self._starts))
+
+    def load(self, row: int) -> dict[str, Any]:
+        part, inner = self._place(row)
+        return part.load(inner)
+
+    def name_of(self, row: int) -> str:
+        part, inner = self._place(row)
+        return part.name_of(inner)
+
+
+class ClassSubset(View):
+    """The rows of some classes, whose labels are renumbered in the order given."""
+
+    def __init__(self, parent: Dataset, numbers: Sequence[int]):
+        super().__init__(parent, np.flatnonzero(np.isin(parent.labels, numbers)))
+        self._new = np.full(len(parent.class_names), -1, np.int32)
+        self._new[list(numbers)] = np.arange(len(numbers))
+        self.class_names = tuple(parent.class_names[number] for number in numbers)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        return self._new[self._parent.labels[self._rows]]
+
+    def load(self, row: int) -> dict[str, Any]:
+        example = super().load(row)
+        return {**example, "label": int(self._new[example["label"]])}
+
+
+def keep_classes(dataset: Dataset, classes: Sequence[str | int], where: str) -> Dataset:
+    """`dataset` reduced to `classes` (names, or numbers of the full list), renumbered in this order; () keeps all."""
+    if not classes:
+        return dataset
+    if dataset.labels is None:
+        raise UserError(f"{where}: the data set has no labels, so classes={list(classes)} cannot be chosen; remove it")
+    numbers = []
+    for item in classes:
+        if isinstance(item, int) and 0 <= item < len(dataset.class_names):
+            numbers.append(item)
+        elif str(item) in dataset.class_names:
+            numbers.append(dataset.class_names.index(str(item)))
+        else:
+            raise unknown("class", str(item), dataset.class_names, where)
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"{where}: classes={list(classes)} names a class twice; name each once")
+    return ClassSubset(dataset, numbers)
+
+
+def same_classes(parts: Sequence[Dataset]) -> tuple[str, ...]:
+    """The common class names of `parts`; different names or a different order are an error."""
+    first = parts[0].class_names
+    for number, part in enumerate(parts[1:], 1):
+        if part.class_names != first:
+            differing = sorted(set(first) ^ set(part.class_names)) or "the order"
+            raise UserError(f"the data sets 0 and {number} that are joined have different classes ({differing} "
+                            f"differs); keep the common ones with classes=[...]")
+    return first

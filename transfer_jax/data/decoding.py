@@ -1,0 +1,121 @@
+"""Bytes or files -> pixel arrays, with Pillow. Whatever the file is, the answer is uint8 [H,W,1 or 3]."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from transfer_jax.core.errors import UserError
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_DEEP_MODES = ("I", "F")  # and all "I;16..." variants: 16 or 32 bits per pixel
+
+
+class UnreadableImage(UserError):
+    """An example that cannot be decoded; the message names it."""
+
+
+def decode_image(source: str | os.PathLike | bytes, name: str = "") -> np.ndarray:
+    """Decodes a file (path) or its bytes to uint8 [H,W,1] (grey) or [H,W,3] (RGB).
+
+    The EXIF orientation is applied. Palettes become RGB, transparency is dropped, 16-bit grey keeps its high byte.
+    Raises UnreadableImage naming the file (or `name` for bytes).
+    """
+    image = _open(source, name)
+    if image.mode.startswith("I;16") or image.mode in _DEEP_MODES:
+        return _eight_bits(np.asarray(image))[..., None]
+    if image.mode in ("L", "1", "LA", "La"):
+        return np.asarray(image.convert("L"))[..., None]
+    return np.asarray(image.convert("RGB"))
+
+
+def decode_mask(source: str | os.PathLike | bytes, name: str = "") -> np.ndarray:
+    """Decodes a map of class numbers (grey or palette image: the stored number is the class) to int32 [H,W]."""
+    image = _open(source, name)
+    array = np.asarray(image if image.mode != "1" else image.convert("L"))
+    if array.ndim == 3:
+        raise UnreadableImage(f"the mask {_label(source, name)} has {array.shape[2]} channels; store class numbers in "
+                              "a grey or palette PNG")
+    return array.astype(np.int32)
+
+
+def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "bilinear",
+           fit: str = "stretch") -> np.ndarray:
+    """uint8 [H,W,C] -> uint8 [size[0],size[1],C], antialiased when shrinking.
+
+    `fit='stretch'` ignores the aspect ratio; 'crop' keeps it: the largest centred window of the aspect of `size`.
+    """
+    height, width = image.shape[:2]
+    if (height, width) == tuple(size):
+        return image
+    box = centre_box(height, width, size) if fit == "crop" else (0, 0, width, height)
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    picture = picture.resize((size[1], size[0]), INTERPOLATIONS[interpolation], box=box)
+    array = np.asarray(picture)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int], fit: str = "stretch") -> np.ndarray:
+    """int32 [H,W] -> int32 [size]: the class of the nearest pixel, on the same window as `resize`."""
+    height, width = mask.shape
+    if (height, width) == tuple(size):
+        return mask
+    box = centre_box(height, width, size) if fit == "crop" else (0, 0, width, height)
+    picture = Image.fromarray(mask.astype(np.int32)).resize((size[1], size[0]), Image.Resampling.NEAREST, box=box)
+    return np.asarray(picture).astype(np.int32)
+
+
+def centre_box(height: int, width: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of the largest centred window with the aspect ratio of `size` (height, width)."""
+    scale = min(height / size[0], width / size[1])
+    tall, wide = size[0] * scale, size[1] * scale
+    left, top = (width - wide) / 2, (height - tall) / 2
+    return left, top, left + wide, top + tall
+
+
+def set_channels(image: np.ndarray, channels: int | None, name: str = "") -> np.ndarray:
+    """uint8 [H,W,C] with `channels` channels: grey is repeated; RGB becomes luminance (ITU-R 601); None keeps C."""
+    present = image.shape[2]
+    if channels is None or present == channels:
+        return image
+    if present == 1:
+        return np.repeat(image, channels, axis=2)
+    if present == 3 and channels == 1:
+        return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    raise UserError(f"{name or 'an image'} has {present} channels and cannot be given {channels}; "
+                    "set channels to 1, 3 or None")
+
+
+def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except FileNotFoundError as error:
+        raise UnreadableImage(f"the image {_label(source, name)} does not exist") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        # Pillow raises SyntaxError for some broken PNG and TIFF headers.
+        reason = "it is damaged or no image" if "cannot identify" in str(error) else str(error)
+        raise UnreadableImage(f"cannot read the image {_label(source, name)}: {reason}; mend or remove it, or set "
+                              "on_bad_example='skip'") from error
+
+
+def _label(source: str | os.PathLike | bytes, name: str) -> str:
+    return name or ("(bytes)" if isinstance(source, bytes) else str(source))
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "f":
+        return np.clip(np.rint(array * 255 if array.max(initial=0) <= 1 else array), 0, 255).astype(np.uint8)
+    # Pillow opens 16-bit PNGs as 32-bit integers too; only values above 255 tell them from 8-bit ones.
+    return (array >> 8 if array.max(initial=0) > 255 else array).clip(0, 255).astype(np.uint8)

@@ -1,0 +1,86 @@
+"""Arrays in memory or in an .npz file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from transfer_jax.core.errors import UserError
+from transfer_jax.data.dataset import ArrayDataset, Dataset
+
+KEYS = ("image", "label", "mask")
+
+
+def arrays_source(*, path: str = "", class_names: tuple[str, ...] | None = None) -> dict[str, Dataset]:
+    """An .npz file with the arrays `image` [, `label`] [, `mask`] (split 'train'), or `<split>_image` and so on.
+
+    Shapes and types as in `from_arrays`.
+    """
+    file = Path(path).expanduser()
+    if not path or not file.is_file():
+        raise UserError(f"the array file {path!r} does not exist; give the `path` of an .npz file")
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except (ValueError, OSError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path!r} is no .npz file of plain arrays ({error}); save it with numpy.savez") from error
+    return from_arrays(arrays, class_names, origin=file.name)
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray], class_names: Sequence[str] | None = None,
+                origin: str = "arrays") -> dict[str, Dataset]:
+    """Splits from arrays: `image` [n,H,W] or [n,H,W,C], `label` integer [n], `mask` integer [n,H,W].
+
+    Images are uint8, or floats within [0, 1]. The names may carry a split, `test_image`; without one they are the
+    split 'train'. `class_names` defaults to '0', '1', ... up to the largest label (or mask value) of any split.
+    """
+    splits: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        split, _, kind = name.rpartition("_")
+        if kind not in KEYS:
+            raise UserError(f"{origin}: the array {name!r} is unknown; call it image, label or mask, or "
+                            "<split>_image and so on")
+        splits.setdefault(split or "train", {})[kind] = np.asarray(array)
+    if not splits:
+        raise UserError(f"{origin}: there is no array; give at least 'image'")
+    for split, parts in splits.items():
+        _check(parts, f"{origin}, split {split!r}")
+    if class_names is None:
+        kind = "label" if all("label" in parts for parts in splits.values()) else "mask"
+        top = max((int(parts[kind].max(initial=-1)) for parts in splits.values() if kind in parts), default=-1)
+        class_names = [str(number) for number in range(top + 1)]
+    return {split: ArrayDataset(as_bytes(parts["image"], f"{origin}, split {split!r}"), parts.get("label"),
+                                class_names, parts.get("mask"), origin=f"{origin} {split}")
+            for split, parts in splits.items()}
+
+
+def _check(parts: Mapping[str, np.ndarray], where: str) -> None:
+    if "image" not in parts:
+        raise UserError(f"{where}: there is no 'image' array; add it")
+    image = parts["image"]
+    if image.ndim not in (3, 4):
+        raise UserError(f"{where}: 'image' has the shape {image.shape}; it must be [n,height,width] or "
+                        "[n,height,width,channels]")
+    for kind, wanted in (("label", image.shape[:1]), ("mask", image.shape[:3])):
+        array = parts.get(kind)
+        if array is None:
+            continue
+        if array.shape != wanted:
+            raise UserError(f"{where}: {kind!r} has the shape {array.shape}, but the images call for {wanted}")
+        if array.dtype.kind not in "iu" or array.min(initial=0) < 0:
+            raise UserError(f"{where}: {kind!r} must hold whole numbers from 0; it is {array.dtype}")
+
+
+def as_bytes(image: np.ndarray, where: str) -> np.ndarray:
+    """uint8 as it is; floats within [0, 1] scaled to 0..255; anything else is an error."""
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype.kind != "f":
+        raise UserError(f"{where}: images of type {image.dtype} are not understood; give uint8, or floats in [0, 1]")
+    low, high = float(image.min(initial=0.0)), float(image.max(initial=0.0))
+    if not (low >= 0 and high <= 1):
+        raise UserError(f"{where}: float images must lie in [0, 1]; these reach from {low:g} to {high:g}: rescale them")
+    return np.rint(image * 255).astype(np.uint8)

@@ -1,0 +1,63 @@
+"""What a stream is, as the user writes it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+
+from transfer_jax.core.spec import Component, Spec
+from transfer_jax.data.decoding import INTERPOLATIONS
+
+
+class StreamSpec(Spec):
+    """A supply of batches: which examples, how they are prepared, how many at a time.
+
+    Which examples: `data` and `split` (TFDS syntax), then `classes` (kept, renumbered in this order), then
+    `per_class`, a slice such as '[:10]' or '[80%:]' of every class in an order drawn from `split_seed` (None: the seed
+    of the member, so that all methods of one seed share their splits). `labels_per_class=N` is `per_class='[:N]'`:
+    5 labels are a subset of 10, and '[:10]' and '[10:]' share nothing.
+
+    How prepared: images are resized on reading to `image_size` (height, width; `fit`: 'stretch' or 'crop' the centre),
+    given `channels`, augmented as values in [0, 1], and normalised by (x - mean) / std. With `labelled=False` neither
+    labels nor masks reach a batch.
+
+    Where: `storage` 'device' holds the decoded examples on the device, 'host' streams them; 'auto' takes the device
+    up to `device_bytes`. `threads` read in this process; `workers` > 0 adds processes.
+    """
+
+    data: Component
+    split: str = "train"
+    classes: tuple[str | int, ...] | None = None
+    labels_per_class: int | None = pydantic.Field(None, ge=1)
+    per_class: str | None = None
+    split_seed: int | None = None
+    domain: str = ""
+    labelled: bool = True
+    batch_size: int = pydantic.Field(ge=1)
+    inputs: dict[str, str] = {"backbone": "image"}  # backbone -> the batch entry that it reads
+    augment: tuple[Component, ...] = ()
+    image_size: tuple[int, int] | None = None
+    fit: Literal["stretch", "crop"] = "stretch"
+    interpolation: str = "bilinear"
+    channels: Literal[1, 3] | None = None
+    mean: float | tuple[float, ...] = 0.5
+    std: float | tuple[float, ...] = 0.5
+    storage: Literal["auto", "device", "host"] = "auto"
+    device_bytes: int = pydantic.Field(256 * 2**20, ge=0)
+    on_bad_example: Literal["error", "skip"] = "error"
+    threads: int = pydantic.Field(4, ge=1)
+    workers: int = pydantic.Field(0, ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> StreamSpec:
+        if self.labels_per_class is not None and self.per_class is not None:
+            raise ValueError("labels_per_class and per_class say the same thing; give one of them")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation {self.interpolation!r} is unknown; valid: {', '.join(INTERPOLATIONS)}")
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ValueError(f"image_size {self.image_size} must be positive")
+        stds = (self.std,) if isinstance(self.std, float | int) else self.std
+        if min(stds, default=0) <= 0:
+            raise ValueError(f"std {self.std} must be positive")
+        return self

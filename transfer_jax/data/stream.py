@@ -1,0 +1,112 @@
+"""The stream: what the engine sees of data. Two kinds (device.py, host.py) draw the same batches from one order."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfer_jax.data import augment, order
+from transfer_jax.data.dataset import Dataset
+from transfer_jax.data.preprocessing import normalise, prepare_image, prepare_mask, preprocessing
+from transfer_jax.data.spec import StreamSpec
+
+Batch = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Stream:
+    """An endless supply of training batches and an exact pass for evaluation, for S members (seeds) at once.
+
+    `indices` int32 [S, n]: the rows of `dataset` that each member sees; `size` is n. `storage` is 'device' or 'host'.
+    `example_shapes`: key -> (shape, dtype) of one element of a batch. `ledger`: name of a skipped example -> reason.
+    """
+
+    name: str
+    spec: StreamSpec
+    dataset: Dataset
+    indices: np.ndarray
+    seeds: tuple[int, ...]
+    ledger: dict[str, str]
+    plan: augment.Plan
+
+    storage = ""
+
+    @property
+    def size(self) -> int:
+        return self.indices.shape[1]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.dataset.class_names
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return preprocessing(self.spec)
+
+    @property
+    def shared_rows(self) -> bool:
+        """Whether all members see the same rows (as they do unless the split is drawn per seed)."""
+        return bool((self.indices == self.indices[:1]).all())
+
+    @property
+    def example_shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        raise TypeError(f"{type(self).__name__} defines no example_shapes")
+
+    def batches_of(self, batch_size: int) -> int:
+        """Number of batches of an exact pass."""
+        return -(-self.size // batch_size)
+
+    def steps_per_epoch(self) -> float:
+        return self.size / self.spec.batch_size
+
+    def order_seed(self, seed: Any, xp: Any = np) -> Any:
+        """The seed of this stream's order. The name enters it: else two streams of one size would walk in step, and
+        since rows are sorted alike their batches would show the same classes at the same places."""
+        return order.hashed(seed, np.uint32(zlib.crc32(self.name.encode())), xp=xp)
+
+    def drawn(self, step: int, seed: int, slots: np.ndarray | None = None) -> np.ndarray:
+        """Host form of the draw: positions in a row of `indices`, int32 [batch] (or one per slot)."""
+        return order.draw(step, self.spec.batch_size, self.size, self.order_seed(seed), slots)
+
+    def _finish(self, batch: Batch, seed: Any = None, step: Any = None, slots: Any = None,
+                per_example: bool = True) -> Batch:
+        """uint8 images -> augmented (when a step is given) and normalised float32; masks -> int32. Traced."""
+        batch = {**batch, "image": batch["image"].astype(jnp.float32) * np.float32(1 / 255)}
+        if "mask" in batch:
+            batch["mask"] = batch["mask"].astype(jnp.int32)
+        if step is not None and self.spec.augment:
+            key = jax.random.fold_in(jax.random.key(self.order_seed(seed, jnp)), step)
+            batch = self.plan.apply(batch, key, slots, len(self.class_names), per_example)
+        batch["image"] = normalise(batch["image"], self.description, jnp)
+        return batch
+
+    def _shapes(self, example: Mapping[str, np.ndarray]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """`example_shapes`, found by tracing the end of the pipeline on a batch of one."""
+        one = {key: jax.ShapeDtypeStruct((1, *value.shape), value.dtype) for key, value in example.items()}
+        one["weight"] = jax.ShapeDtypeStruct((1,), np.float32)
+        done = jax.eval_shape(lambda batch: self._finish(batch, 0, 0, jnp.arange(1)), one)
+        return {key: (tuple(value.shape[1:]), np.dtype(value.dtype)) for key, value in done.items()}
+
+
+def read_example(dataset: Dataset, row: int, spec: StreamSpec, native_size: bool = False) -> dict[str, np.ndarray]:
+    """One example ready to be batched: `image` uint8 [H,W,C], `index` int32, and what the stream may show of `label`
+    int32, `mask` int32 [H,W], `domain` int32. `native_size` leaves the size to an augmentation that crops."""
+    description = preprocessing(spec)
+    if native_size:
+        description["image_size"] = None
+    loaded = dataset.load(row)
+    example = {"image": prepare_image(loaded["image"], description, dataset.name_of(row)),
+               "index": np.asarray(row, np.int32)}
+    if spec.labelled and "label" in loaded:
+        example["label"] = np.asarray(loaded["label"], np.int32)
+    if spec.labelled and "mask" in loaded:
+        example["mask"] = prepare_mask(loaded["mask"], description)
+    if dataset.domains is not None:
+        example["domain"] = np.asarray(dataset.domains[row], np.int32)
+    return example

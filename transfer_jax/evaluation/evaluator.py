@@ -1,0 +1,134 @@
+"""Scores of a model on a stream: every example once, ragged last batch padded and masked, all seeds together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfer_jax.core.members import over_members
+from transfer_jax.evaluation import METRICS
+from transfer_jax.evaluation.metrics import accumulate
+from transfer_jax.models.model import Model
+from transfer_jax.tasks import TaskSpec, metric_batch, predict
+
+
+@dataclass
+class Scores:
+    """Results of one task on one stream.
+
+    Attributes:
+      metrics: name -> float64 [S], one value per seed.
+      arrays: results that are not scalars (`confusion_matrix`, `per_class_accuracy` ...) -> one array per seed.
+      examples: of the first seed, per example: `prediction`, `confidence`, `label`, `index`, `loss`, `features`; only
+        where they were asked for.
+    """
+
+    metrics: dict[str, np.ndarray]
+    arrays: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    examples: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """One task on one stream; compiled once and used for every evaluation of a stage.
+
+    Attributes:
+      feed: the stream's data on the device, or None for a stream from the host.
+      tap: name of the features to return with the examples, or None.
+    """
+
+    model: Model
+    stream: Any
+    task: TaskSpec
+    feed: Any
+    members: int
+    num_classes: int
+    batch_size: int
+    tap: str | None = None
+    place: Callable[[Mapping[str, Any]], Any] = dict
+    _compiled: dict[str, Callable] = field(default_factory=dict)
+
+    def __call__(self, params: Any, batch_stats: Any, examples: bool = False) -> Scores:
+        """Scores of parameters and statistics that have a leading axis [S] of seeds."""
+        step = self._compiled.setdefault("step", self._compile())
+        names = self.task.metrics
+        totals: list[Any] = [None] * self.members
+        kept: list[dict[str, np.ndarray]] = []
+        for feed, number in self._batches():
+            states, rows = step(params, batch_stats, feed, number)
+            states = jax.device_get(states)
+            for seed in range(self.members):
+                one = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
+                totals[seed] = accumulate(totals[seed], one)
+            if examples:
+                kept.append(jax.device_get(jax.tree.map(lambda leaf: leaf[0], rows)))
+        return _scores([_computed(names, total) for total in totals], _joined(kept))
+
+    def _batches(self) -> Any:
+        count = self.stream.batches_of(self.batch_size)
+        if self.feed is not None:
+            return ((self.feed, jnp.int32(number)) for number in range(count))
+        return ((self.place(batch), jnp.int32(number))
+                for number, batch in enumerate(self.stream.evaluation_batches(self.batch_size)))
+
+    def _compile(self) -> Callable:
+        axes = (0, 0, self.stream.feed_axes(), None)
+        return jax.jit(over_members(self._measure, self.members, axes))
+
+    def _measure(self, params: Any, batch_stats: Any, feed: Any, number: jax.Array) -> tuple[Any, Any]:
+        batch = self.stream.evaluation_batch(feed, number, self.batch_size)
+        inputs = {backbone: batch[key] for backbone, key in self.stream.spec.inputs.items()}
+        variables = {"params": params, "batch_stats": batch_stats}
+        taps, _ = self.model.taps(variables, inputs)
+        size = next(iter(inputs.values())).shape[1:3]
+        outputs, _ = self.model.head(variables, self.task.head, taps, size)
+        labelled = metric_batch(self.task, batch)
+        states = {name: METRICS[name].update(METRICS[name].init(self.num_classes), outputs, labelled)
+                  for name in self.task.metrics}
+        found = predict(self.task, outputs)
+        rows = {"prediction": found["prediction"], "label": labelled["label"], "index": batch["index"],
+                "weight": batch["weight"]}
+        if "confidence" in found:
+            rows["confidence"] = found["confidence"]
+            rows["loss"] = -_log_probability(found["probabilities"], labelled["label"])
+        if self.tap is not None:
+            features = taps[self.tap]
+            rows["features"] = features.reshape(features.shape[0], -1) if features.ndim == 2 else features.mean((1, 2))
+        return states, rows
+
+
+def _log_probability(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+    """Log-probability of the label, one number an example (the mean over pixels for maps)."""
+    chosen = jnp.take_along_axis(probabilities, jnp.clip(labels, 0)[..., None].astype(jnp.int32), axis=-1)[..., 0]
+    return jnp.log(jnp.maximum(chosen, 1e-30)).reshape(labels.shape[0], -1).mean(-1)
+
+
+def _computed(names: tuple[str, ...], total: Mapping[str, Any]) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for name in names:
+        results |= METRICS[name].compute(total[name])
+    return results
+
+
+def _scores(results: list[dict[str, Any]], examples: dict[str, np.ndarray]) -> Scores:
+    metrics, arrays = {}, {}
+    for name in results[0]:
+        values = [np.asarray(result[name]) for result in results]
+        if values[0].ndim == 0:
+            metrics[name] = np.asarray(values, np.float64)
+        else:
+            arrays[name] = values
+    return Scores(metrics, arrays, examples)
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Rows of all batches, padding dropped."""
+    if not parts:
+        return {}
+    real = np.concatenate([part["weight"] for part in parts]) > 0
+    return {name: np.concatenate([part[name] for part in parts])[real] for name in parts[0] if name != "weight"}

@@ -1,0 +1,160 @@
+"""From a specification to open streams, class names and the model: what all stages of an experiment share."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from transfer_jax.core.errors import UserError, unknown
+from transfer_jax.core.spec import Component, lookup
+from transfer_jax.data import open_stream
+from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
+from transfer_jax.models import HEADS
+from transfer_jax.models.model import Model, build_model
+from transfer_jax.tasks import TASKS, head_outputs
+from transfer_jax.training.mesh import make_mesh, replicate
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Assembly:
+    """Streams, placed data, class names and the model of an experiment, each made when first asked for."""
+
+    def __init__(self, spec: ExperimentSpec) -> None:
+        check_names(spec)
+        self.spec = spec
+        self.members = len(spec.seeds)
+        self._streams: dict[str, Any] = {}
+        self._feeds: dict[str, Any] = {}
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        return make_mesh(self.spec.mesh)
+
+    def stream(self, name: str) -> Any:
+        """The open stream of this name."""
+        if name not in self._streams:
+            self._streams[name] = open_stream(name, self.spec.streams[name], self.spec.seeds)
+        return self._streams[name]
+
+    def feed(self, name: str) -> Any:
+        """The stream's data, placed on the devices once for all stages; None for a stream from the host."""
+        if name not in self._feeds:
+            feed = self.stream(name).feed()
+            self._feeds[name] = None if feed is None else replicate(self.mesh, feed)
+        return self._feeds[name]
+
+    def task_streams(self, task: str) -> list[str]:
+        """The streams whose labels the task's loss or evaluation reads, in order of first use."""
+        names: dict[str, None] = {}
+        first = self.spec.tasks[task].class_names_from
+        names.update({first: None} if first else {})
+        for stage in self.spec.stages.values():
+            for update in stage.objective.ordered:
+                for term in update.terms.values():
+                    if term.task == task and term.kind == "task":
+                        names.update(dict.fromkeys(term.roles.values()))
+            names.update({stream: None for stream, tasks in stage.evaluate.items() if task in as_tuple(tasks)})
+        return list(names)
+
+    @functools.cache  # noqa: B019 - an assembly lives as long as its process
+    def class_names(self, task: str) -> tuple[str, ...]:
+        """Class names of the task; all streams that it is used on must agree on them."""
+        streams = self.task_streams(task)
+        if not TASKS[self.spec.tasks[task].kind].has_classes or not streams:
+            return ()
+        found = {name: tuple(self.stream(name).class_names) for name in streams}
+        first = found[streams[0]]
+        for name, classes in found.items():
+            if classes != first:
+                raise UserError(f"task {task!r}: stream {name!r} has the classes {_short(classes)}, but stream "
+                                f"{streams[0]!r} has {_short(first)}; choose the same with 'classes' or use two tasks")
+        return first
+
+    def num_classes(self, task: str) -> int:
+        return head_outputs(self.spec.tasks[task], self.class_names(task))
+
+    @functools.cached_property
+    def sized_heads(self) -> dict[str, Component]:
+        """All heads, with the class counts of those that answer a task filled in from the data."""
+        heads = dict(self.spec.model.heads)
+        for name, task in self.spec.tasks.items():
+            heads[task.head] = self._sized(heads[task.head], name)
+        return heads
+
+    @functools.cached_property
+    def model(self) -> Model:
+        return build_model(self.spec.model, self.sized_heads, DTYPES[self.spec.precision])
+
+    def _sized(self, head: Component, task: str) -> Component:
+        parameters = inspect.signature(lookup(HEADS, head.kind, "head", f"model.heads of task {task!r}")).parameters
+        size = "classes" if "classes" in parameters else "outputs"
+        if size in head.arguments and head.arguments[size] != self.num_classes(task):
+            raise UserError(f"head {self.spec.tasks[task].head!r} has {size}={head.arguments[size]}, but its task "
+                            f"{task!r} needs {self.num_classes(task)}; leave {size!r} out")
+        return Component(kind=head.kind, **{**head.arguments, size: self.num_classes(task)})
+
+    @functools.cached_property
+    def example_inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """One input [1, H, W, C] for every backbone, shaped as the first stream that feeds it."""
+        inputs: dict[str, jax.ShapeDtypeStruct] = {}
+        for name, spec in self.spec.streams.items():
+            for backbone, key in spec.inputs.items():
+                if backbone not in inputs:
+                    shape, dtype = self.stream(name).example_shapes[key]
+                    inputs[backbone] = jax.ShapeDtypeStruct((1, *shape), dtype)
+        return inputs
+
+
+def as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def check_names(spec: ExperimentSpec) -> None:
+    """Raises for a name of a stream, task, head, backbone or stage that does not exist."""
+    for name, task in spec.tasks.items():
+        _known("head", task.head, spec.model.heads, f"config.tasks.{name}")
+        if task.class_names_from:
+            _known("stream", task.class_names_from, spec.streams, f"config.tasks.{name}")
+    for name, stream in spec.streams.items():
+        for backbone in stream.inputs:
+            _known("backbone", backbone, spec.model.backbones, f"config.streams.{name}.inputs")
+    before: list[str] = []
+    for name, stage in spec.stages.items():
+        _check_stage(spec, f"config.stages.{name}", stage, before)
+        before.append(name)
+    if spec.export is not None:
+        _known("stage", spec.export, spec.stages, "config.export")
+    for stream in spec.report.streams:
+        _known("stream", stream, spec.streams, "config.report.streams")
+
+
+def _check_stage(spec: ExperimentSpec, where: str, stage: StageSpec, before: list[str]) -> None:
+    if stage.init not in ("fresh", "previous") and not stage.init.startswith("checkpoint:"):
+        _known("stage", stage.init, [*before, "fresh", "previous", "checkpoint:WORKDIR"], f"{where}.init")
+    for stream in stage.objective.streams():
+        _known("stream", stream, spec.streams, f"{where}.objective")
+    for update in stage.objective.ordered:
+        for term in update.terms.values():
+            if term.head:
+                _known("head", term.head, spec.model.heads, f"{where}.objective")
+    for stream, tasks in stage.evaluate.items():
+        _known("stream", stream, spec.streams, f"{where}.evaluate")
+        for task in as_tuple(tasks):
+            _known("task", task, spec.tasks, f"{where}.evaluate.{stream}")
+    if stage.embed is not None:
+        _known("stream", stage.embed, stage.evaluate, f"{where}.embed (an evaluated stream)")
+
+
+def _known(what: str, name: str, options: Any, where: str) -> None:
+    if name not in options:
+        raise unknown(what, name, options, where)
+
+
+def _short(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")

@@ -1,0 +1,42 @@
+"""The evaluators of an experiment: one for each task on each stream, compiled once and shared by all stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transfer_jax.core.paths import unflatten
+from transfer_jax.evaluation.evaluator import Evaluator, Scores
+from transfer_jax.experiment.assembly import Assembly, as_tuple
+from transfer_jax.experiment.spec import StageSpec
+from transfer_jax.training.mesh import place_batch
+from transfer_jax.training.state import Flat
+
+
+class Evaluators:
+    """Makes evaluators when first asked for."""
+
+    def __init__(self, assembly: Assembly) -> None:
+        self.assembly = assembly
+        self._made: dict[tuple[str, str, str | None], Evaluator] = {}
+
+    def get(self, stream: str, task: str, tap: str | None = None) -> Evaluator:
+        """The evaluator of a task on a stream; with `tap` its examples come with these features."""
+        if (stream, task, tap) not in self._made:
+            assembly = self.assembly
+            self._made[stream, task, tap] = Evaluator(
+                assembly.model, assembly.stream(stream), assembly.spec.tasks[task], assembly.feed(stream),
+                assembly.members, len(assembly.class_names(task)) or 1, assembly.spec.eval_batch_size, tap,
+                place=lambda batch: place_batch(assembly.mesh, batch))
+        return self._made[stream, task, tap]
+
+    def scores(self, stage: StageSpec, params: Flat, batch_stats: Any, examples: bool = False) -> dict[str, Scores]:
+        """Scores by label (see `labelled`) of parameters with a member axis."""
+        tree = unflatten({path: leaf for path, leaf in params.items() if not path.startswith("objective/")})
+        return {label: self.get(stream, task, stage.embed_tap if stage.embed == stream else None)(
+            tree, batch_stats, examples) for label, (stream, task) in labelled(stage).items()}
+
+
+def labelled(stage: StageSpec) -> dict[str, tuple[str, str]]:
+    """Label -> (stream, task) of what a stage evaluates; the stream's name alone where it has one task."""
+    return {stream if isinstance(tasks, str) else f"{stream}/{task}": (stream, task)
+            for stream, tasks in stage.evaluate.items() for task in as_tuple(tasks)}

@@ -1,0 +1,116 @@
+"""`model/`: the parameters of one result with all that is needed to use them, in standard formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from transfer_jax import __version__
+from transfer_jax.core.errors import UserError
+from transfer_jax.core.paths import flatten, unflatten
+from transfer_jax.core.spec import build
+from transfer_jax.experiment.assembly import DTYPES, Assembly
+from transfer_jax.experiment.evaluators import labelled
+from transfer_jax.experiment.results import stage_result
+from transfer_jax.experiment.workdir import Workdir
+from transfer_jax.models.model import Model, ModelSpec, build_model
+from transfer_jax.tasks import TaskSpec, predict
+from transfer_jax.training.checkpoint import write_json
+
+PARAMETERS, DESCRIPTION = "parameters.safetensors", "model.json"
+
+
+def exported_stage(assembly: Assembly) -> str:
+    """The stage whose result becomes `model/`: the one that the config names, else the last that trains a task."""
+    if assembly.spec.export is not None:
+        return assembly.spec.export
+    trained = [name for name, stage in assembly.spec.stages.items() if stage.objective.ordered and stage.evaluate]
+    return (trained or list(assembly.spec.stages))[-1]
+
+
+def export_model(assembly: Assembly, workdir: Workdir, folder: Path, stage: str | None = None, seed: int | None = None,
+                 select: str = "last") -> Path:
+    """Writes parameters, statistics and description of one seed of a stage's result to `folder`."""
+    spec = assembly.spec
+    stage = stage or exported_stage(assembly)
+    seed = spec.seeds[0] if seed is None else seed
+    if seed not in spec.seeds:
+        raise UserError(f"the run has no seed {seed}; it has {', '.join(map(str, spec.seeds))}")
+    params, batch_stats = stage_result(workdir, spec, stage, select)
+    index = spec.seeds.index(seed)
+    tensors = {f"params/{path}": leaf for path, leaf in params.items() if not path.startswith("objective/")}
+    tensors |= {f"batch_stats/{path}": leaf for path, leaf in flatten(batch_stats).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: np.ascontiguousarray(np.asarray(leaf)[index]) for name, leaf in tensors.items()},
+              folder / PARAMETERS)
+    write_json(folder / DESCRIPTION, _description(assembly, stage, seed, select))
+    return folder
+
+
+def _description(assembly: Assembly, stage: str, seed: int, select: str) -> dict[str, Any]:
+    spec = assembly.spec
+    tasks = {}
+    for name, task in spec.tasks.items():
+        used = [stream for stream, evaluated in labelled(spec.stages[stage]).values() if evaluated == name]
+        for stream in (used or assembly.task_streams(name))[:1]:
+            tasks[name] = {"task": json.loads(task.model_dump_json()), "class_names": list(assembly.class_names(name)),
+                           "inputs": spec.streams[stream].inputs, "preprocessing": assembly.stream(stream).description,
+                           "evaluated_here": bool(used), "image_shape": list(next(iter(
+                               assembly.stream(stream).example_shapes[key][0]
+                               for key in spec.streams[stream].inputs.values())))}
+    heads = {name: {"kind": head.kind, **head.arguments} for name, head in assembly.sized_heads.items()}
+    return {"format": 1, "transfer_jax": __version__, "experiment": spec.name, "stage": stage, "seed": seed,
+            "select": select, "precision": spec.precision,
+            "model": {**json.loads(spec.model.model_dump_json()), "heads": heads}, "tasks": tasks}
+
+
+class ExportedModel:
+    """A model read from a `model/` folder, ready to answer."""
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        try:
+            self.description = json.loads((folder / DESCRIPTION).read_text())
+            tensors = load_file(folder / PARAMETERS)
+        except FileNotFoundError as error:
+            raise UserError(f"{folder} is no exported model: {Path(error.filename or PARAMETERS).name} is missing; "
+                            f"run the training to its end first") from error
+        except (json.JSONDecodeError, SafetensorError) as error:
+            raise UserError(f"{folder} is damaged ({error}); export the model again") from error
+        model = build(ModelSpec, self.description["model"], str(folder / DESCRIPTION))
+        self.model: Model = build_model(model, model.heads, DTYPES[self.description["precision"]])
+        self.variables = {kind: unflatten({name.removeprefix(f"{kind}/"): leaf for name, leaf in tensors.items()
+                                           if name.startswith(f"{kind}/")}) for kind in ("params", "batch_stats")}
+
+    def task(self, name: str | None) -> str:
+        """The task to answer: the one named, else the only one that the exported stage was evaluated on."""
+        tasks = self.description["tasks"]
+        if name is None:
+            usable = [task for task, entry in tasks.items() if entry["evaluated_here"]] or list(tasks)
+            if len(usable) != 1:
+                raise UserError(f"the model has the tasks {', '.join(usable)}; choose one with --task")
+            return usable[0]
+        if name not in tasks:
+            raise UserError(f"the model has no task {name!r}; it has {', '.join(tasks)}")
+        return name
+
+    def predictor(self, task: str) -> Any:
+        """A jitted function images float32 [B, H, W, C] -> {'prediction', 'confidence', 'probabilities'}."""
+        entry = self.description["tasks"][task]
+        spec = build(TaskSpec, entry["task"])
+
+        @jax.jit
+        def answer(variables: Mapping[str, Any], images: jax.Array) -> dict[str, jax.Array]:
+            taps, _ = self.model.taps(variables, {backbone: images for backbone in entry["inputs"]})
+            outputs, _ = self.model.head(variables, spec.head, taps, images.shape[1:3])
+            return predict(spec, outputs)
+
+        return lambda images: answer(self.variables, jnp.asarray(images))

@@ -1,0 +1,40 @@
+"""Scores of a saved checkpoint, independent of the run that made it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from transfer_jax.core.errors import unknown
+from transfer_jax.experiment import results
+from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.experiment.compilation import enable_compilation_cache
+from transfer_jax.experiment.evaluators import Evaluators
+from transfer_jax.experiment.export import exported_stage
+from transfer_jax.experiment.workdir import Workdir
+from transfer_jax.training.checkpoint import write_json
+from transfer_jax.training.progress import print_table
+
+
+def rescore(folder: Path, stage: str | None, step: int | None, select: str, out: Path | None) -> None:
+    """Scores a checkpoint on every stream that its stage evaluates, prints the table and writes it as JSON."""
+    workdir = Workdir(folder)
+    spec = workdir.spec()
+    enable_compilation_cache(spec.compilation_cache)
+    assembly = Assembly(spec)
+    stage = stage or exported_stage(assembly)
+    if stage not in spec.stages:
+        raise unknown("stage", stage, spec.stages, str(folder))
+    params, batch_stats = results.stage_result(workdir, spec, stage, select, step)
+    found = Evaluators(assembly).scores(spec.stages[stage], params, batch_stats)
+    columns = ("stream", "metric", *(f"seed {seed}" for seed in spec.seeds), "mean")
+    rows = [(label, name, *(f"{value:.4f}" for value in values), f"{np.mean(values):.4f}")
+            for label, scores in found.items() for name, values in scores.metrics.items()]
+    print_table(columns, rows, Console(), f"{spec.name}, stage {stage}")
+    if out is not None:
+        write_json(out, {label: {name: [float(v) for v in values] for name, values in scores.metrics.items()}
+                         for label, scores in found.items()})
+
+

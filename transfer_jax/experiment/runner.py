@@ -1,0 +1,264 @@
+"""Runs the stages of an experiment in order, leaves everything in the workdir, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from transfer_jax.core.errors import UserError
+from transfer_jax.evaluation.evaluator import Scores
+from transfer_jax.experiment import results
+from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.experiment.compilation import enable_compilation_cache
+from transfer_jax.experiment.evaluators import Evaluators, labelled
+from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
+from transfer_jax.experiment.stage import ReadyStage, fresh_variables, objective_parameters, prepare, renew
+from transfer_jax.experiment.workdir import Workdir
+from transfer_jax.training.interruption import StopRequest
+from transfer_jax.training.loop import Cadence, Hooks, train
+from transfer_jax.training.mesh import replicate
+from transfer_jax.training.progress import Progress, print_groups
+from transfer_jax.training.state import Constants, Flat, State
+from transfer_jax.training.step import feed_axes, metric_names
+from transfer_jax.training.writers import MetricWriter
+
+
+class Runner:
+    """One run of an experiment in a workdir."""
+
+    def __init__(self, spec: ExperimentSpec, workdir: str | Path, *, allow_config_change: bool = False,
+                 quiet: bool = False) -> None:
+        enable_compilation_cache(spec.compilation_cache)
+        self.spec = spec
+        self.assembly = Assembly(spec)
+        self.workdir = Workdir(workdir)
+        self.workdir.open(spec, allow_config_change)
+        self.quiet = quiet
+        self._results: dict[str, tuple[Flat, Any]] = {}
+        self.evaluators = Evaluators(self.assembly)
+
+    def run(self) -> None:
+        """Trains what is not done yet. Raises `Interrupted` after a signal, with everything saved."""
+        names = list(self.spec.stages)
+        with (MetricWriter(self.workdir.path) as writer, StopRequest() as stop,
+              Progress(len(names), enabled=not self.quiet) as progress):
+            for number, name in enumerate(names):
+                if self.workdir.record(name) is not None:
+                    progress.skip_stage(self.spec.stages[name].title or name, 0)
+                    continue
+                StageRun(self, name, names[number - 1] if number else None, writer, progress, stop).run()
+                self.workdir.collect(names)
+
+    def start_variables(self, stage: StageSpec, ready: ReadyStage, before: str | None) -> tuple[Flat, Any]:
+        """Parameters and statistics at the stage's start, with a member axis."""
+        members = self.assembly.members
+        fresh, fresh_stats = fresh_variables(self.assembly)
+        where = f"config.stages.{ready.name}"
+        init = stage.init if stage.init != "previous" else (before or "fresh")
+        if init == "fresh":
+            params, stats = fresh, fresh_stats
+        elif init.startswith("checkpoint:"):
+            skipped = frozenset(path for path, leaf in renew(fresh, dict.fromkeys(fresh), stage.new, where).items()
+                                if leaf is None)
+            shapes = {path: leaf for path, leaf in ready.shapes.items() if not path.startswith("objective/")}
+            one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), fresh_stats)
+            params, stats = results.from_checkpoint(init.partition(":")[2], stage.select, shapes, one, members, skipped)
+            params = {**{path: fresh[path] for path in skipped}, **params}
+        else:
+            params, stats = self.result(init, stage.select)
+        params = {path: jnp.asarray(params[path]) for path in fresh}
+        params = {**renew(params, fresh, stage.new, where), **objective_parameters(ready, members)}
+        return params, jax.tree.map(jnp.asarray, stats)
+
+    def result(self, stage: str, select: str) -> tuple[Flat, Any]:
+        """What an earlier stage left: from memory, or from its checkpoint."""
+        if select == "last" and stage in self._results:
+            return self._results[stage]
+        return results.stage_result(self.workdir, self.spec, stage, select)
+
+    def keep(self, stage: str, variables: tuple[Flat, Any]) -> None:
+        self._results[stage] = jax.device_get(variables)
+
+
+class StageRun:
+    """One stage of a run: prepare, resume or start, train, evaluate, record."""
+
+    def __init__(self, runner: Runner, name: str, before: str | None, writer: MetricWriter, progress: Progress,
+                 stop: StopRequest) -> None:
+        self.runner, self.name, self.before = runner, name, before
+        self.writer, self.progress, self.stop = writer, progress, stop
+        self.spec = runner.spec.stages[name]
+        self.ready = prepare(runner.assembly, name)
+        self.checkpoints = runner.workdir.checkpoints(name, runner.spec.keep_checkpoints, progress.message)
+        self.best: dict[str, Any] = {}
+        self.constants = Constants({}, {}, {})
+        self.seconds = 0.0
+        check_selection(runner.spec, self.spec, f"config.stages.{name}")
+
+    def run(self) -> None:
+        runner, program = self.runner, self.ready.program
+        assembly = runner.assembly
+        params, batch_stats = runner.start_variables(self.spec, self.ready, self.before)
+        feeds = {name: feed for name in program.streams if (feed := assembly.feed(name)) is not None}
+        seeds = self.ready.seeds(runner.spec.seeds)
+        names = self._metric_names(params, batch_stats, feeds, seeds)
+        state, self.constants = self.ready.start(params, batch_stats, len(names), assembly.members)
+        if self.spec.best:
+            self.best = results.start_best(assembly.members, state.trainable, state.batch_stats)
+        step, state = self._resume(state)
+        self._show_groups()
+        self.progress.start_stage(self.spec.title or self.name, program.total_steps, step)
+        self._began = time.monotonic()
+        if step < program.total_steps:
+            state = train(program, *replicate(assembly.mesh, (state, self.constants)), feeds, seeds, step, names,
+                          Cadence(runner.spec.log_every, self.spec.eval_every, runner.spec.checkpoint_every),
+                          self._hooks(), self.stop, runner.spec.steps_per_dispatch)
+            self.seconds += time.monotonic() - self._began
+            self._began = time.monotonic()
+        if self.best and not (np.asarray(self.best["step"]) == program.total_steps).all():
+            self._evaluate(program.total_steps, state)
+        self._finish(state)
+        self.progress.end_stage()
+
+    def _metric_names(self, params: Flat, batch_stats: Any, feeds: Mapping[str, Any], seeds: Any) -> list[str]:
+        program = self.ready.program
+        if not program.updates:
+            return ["loss"]
+        state, constants = jax.eval_shape(lambda p, s: self.ready.start(p, s, 1, self.runner.assembly.members),
+                                          params, batch_stats)
+        axes = feed_axes(program)
+        shapes = {name: feeds[name] if name in feeds else next(program.streams[name].host_batches(0)) for name in axes}
+        one = {name: jax.tree.map(lambda axis, part: part if axis is None else _without_member(part), axes[name],
+                                  shapes[name], is_leaf=lambda axis: axis is None) for name in axes}
+        return metric_names(program, *_without_member((state, constants)), one, _without_member(seeds))
+
+    def _resume(self, state: State) -> tuple[int, State]:
+        target = jax.eval_shape(lambda: results.checkpoint_tree(state, self.constants, self.best))
+        found = self.checkpoints.restore(target)
+        if found is None:
+            self.writer.rewind(self.name, -1)
+            return 0, state
+        step, tree, meta = found
+        self.seconds, self.best = meta["seconds"], tree["best"]
+        self.constants = jax.tree.map(jnp.asarray, Constants(**tree["constants"]))
+        self.writer.rewind(self.name, step)
+        self.progress.message(f"{self.name}: continuing after step {step}")
+        return step, jax.tree.map(jnp.asarray, State(**tree["state"]))
+
+    def _show_groups(self) -> None:
+        rows, title = self.ready.table(), f"stage {self.name}"
+        if not self.runner.quiet:
+            print_groups(rows, self.progress.console, title)
+        path = self.runner.workdir.path / "params.txt"
+        old = path.read_text() if path.is_file() else ""
+        if f"{title}\n" not in old:
+            text = io.StringIO()
+            print_groups(rows, Console(file=text, width=120), title)
+            path.write_text(old + "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n\n")
+
+    def _hooks(self) -> Hooks:
+        return Hooks(log=lambda step, means: self.writer.write(self.name, step, "train", means),
+                     evaluate=self._evaluate, save=self._save,
+                     advance=lambda count, loss: self.progress.advance(count, loss=loss))
+
+    def _save(self, step: int, state: State) -> None:
+        self.writer.flush()
+        now = time.monotonic()
+        self.seconds, self._began = self.seconds + now - self._began, now
+        tree = results.checkpoint_tree(state, self.constants, self.best)
+        self.checkpoints.save(step, jax.device_get(tree), {"seconds": self.seconds})
+
+    def _variables(self, state: State, average: bool) -> tuple[Flat, Any]:
+        tree = results.checkpoint_tree(state, self.constants, self.best)
+        return results.variables_of(tree, "last", average, self.name)
+
+    def _evaluate(self, step: int, state: State) -> None:
+        found = self._scores(self._variables(state, average=False))
+        if self.spec.ema:
+            averaged = self._scores(self._variables(state, average=True))
+            for label, scores in averaged.items():
+                found[label].metrics |= {f"ema_{key}": value for key, value in scores.metrics.items()}
+        for label, scores in found.items():
+            self.writer.write(self.name, step, "eval", scores.metrics, stream=label)
+        if self.spec.best:
+            values = self._declared(found)
+            self.best = results.better(self.best, self.spec.best, values, step,
+                                       *jax.device_get((state.trainable, state.batch_stats)))
+
+    def _declared(self, found: Mapping[str, Scores]) -> np.ndarray:
+        best = self.spec.best
+        for label, scores in found.items():
+            if label.split("/")[0] == best.stream and best.metric in scores.metrics:
+                return scores.metrics[best.metric]
+        raise UserError(f"config.stages.{self.name}.best: stream {best.stream!r} gives no metric {best.metric!r}; it "
+                        f"gives {', '.join(sorted({key for s in found.values() for key in s.metrics}))}")
+
+    def _scores(self, variables: tuple[Flat, Any], examples: bool = False) -> dict[str, Scores]:
+        return self.runner.evaluators.scores(self.spec, *variables, examples)
+
+    def _finish(self, state: State) -> None:
+        runner, program = self.runner, self.ready.program
+        average = bool(self.spec.ema and self.spec.ema.use)
+        variables = self._variables(state, average)
+        rows = self._rows(variables, "last", examples=True)
+        if program.total_steps:
+            for row in rows:
+                self.writer.write(self.name, program.total_steps, "eval", {
+                    key: [np.nan if v is None else v for v in values] for key, values in row["metrics"].items()},
+                    stream=row["stream"])
+        if self.best:
+            tree = results.checkpoint_tree(state, self.constants, self.best)
+            selection = "oracle" if self.spec.best.oracle else "best"
+            rows += self._rows(results.variables_of(tree, "best", False, self.name), selection)
+        self._save(program.total_steps, state)
+        runner.keep(self.name, variables)
+        runner.workdir.finish(self.name, self._info(), rows)
+
+    def _rows(self, variables: tuple[Flat, Any], selection: str, examples: bool = False) -> list[dict[str, Any]]:
+        assembly, rows = self.runner.assembly, []
+        for label, scores in self._scores(variables, examples).items():
+            stream, task = labelled(self.spec)[label]
+            classes, open_stream = assembly.class_names(task), assembly.stream(stream)
+            rows.append(results.result_row(self.name, self.spec, label, selection, scores, classes))
+            if examples:
+                arrays = results.prediction_file(open_stream, scores, open_stream.spec.domain)
+                path = self.runner.workdir.path / "predictions" / self.name / f"{label.replace('/', '.')}.npz"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.savez_compressed(path, **arrays)
+        return rows
+
+    def _info(self) -> dict[str, Any]:
+        groups = self.ready.table()
+        streams = {**self.ready.program.streams,
+                   **{stream: self.runner.assembly.stream(stream) for stream in self.spec.evaluate}}
+        return {"title": self.spec.title or self.name, "tags": self.spec.tags, "seconds": round(self.seconds, 3),
+                "steps": self.ready.program.total_steps, "init": self.spec.init, "select": self.spec.select,
+                "trainable": sum(row["parameters"] for row in groups if not row["frozen"]),
+                "total": sum(row["parameters"] for row in groups),
+                "optimizer_bytes": sum(row["optimizer_bytes"] for row in groups), "groups": groups, "notes": [],
+                "skipped_examples": {name: len(stream.ledger) for name, stream in streams.items() if stream.ledger}}
+
+
+def check_selection(spec: ExperimentSpec, stage: StageSpec, where: str) -> None:
+    """Labels of an unsupervised target must not choose the parameters, unless the config says so."""
+    if stage.best is None or stage.best.oracle:
+        return
+    chosen = spec.streams[stage.best.stream]
+    unlabelled = [name for name in stage.objective.streams() if not spec.streams[name].labelled]
+    for name in unlabelled:
+        if spec.streams[name].domain == chosen.domain:
+            raise UserError(f"{where}.best chooses by labels of stream {stage.best.stream!r}, whose domain "
+                            f"{chosen.domain!r} is unlabelled in training ({name!r}); choose by a source stream, or "
+                            f"set best.oracle=True to report it as an oracle")
+
+
+def _without_member(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)

@@ -1,0 +1,124 @@
+"""The whole experiment as one strict record: what a config file may say."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from transfer_jax.core.spec import Component, Spec
+from transfer_jax.data.spec import StreamSpec
+from transfer_jax.models.model import ModelSpec
+from transfer_jax.objectives.spec import ObjectiveSpec
+from transfer_jax.params.partition import GroupSpec
+from transfer_jax.tasks import TaskSpec
+
+
+class BestSpec(Spec):
+    """Keep, beside the last parameters, those with the best value of one declared metric (per seed)."""
+
+    stream: str
+    metric: str = "accuracy"
+    mode: Literal["max", "min"] = "max"
+    oracle: bool = False  # allow, and label as such, a choice by target labels in an unsupervised stage
+
+
+class EmaSpec(Spec):
+    """Exponential moving average of the trainable parameters and the BatchNorm statistics."""
+
+    decay: float = Field(default=0.999, gt=0, lt=1)
+    warmup: bool = True  # decay min(decay, (1 + t) / (10 + t)), so that short runs are not dominated by the start
+    use: bool = True  # the stage's result is the average; False: only evaluate it beside
+
+
+class StageSpec(Spec):
+    """Where parameters come from, what moves, toward what, for how long, and what is evaluated."""
+
+    title: str = ""
+    tags: dict[str, str | int | float] = {}
+    init: str = "previous"  # previous | fresh | the name of an earlier stage | checkpoint:WORKDIR[@stage]
+    select: Literal["last", "best"] = "last"  # which parameters of the stage named by `init`
+    new: tuple[str, ...] = ()  # regexes of parameters to initialise afresh, for example "heads/digits/.*"
+    objective: ObjectiveSpec = ObjectiveSpec()
+    partition: tuple[tuple[str, str], ...] = ((".*", "all"),)
+    groups: dict[str, GroupSpec] = {}
+    steps: int | None = Field(default=None, ge=0)
+    epochs: float | None = Field(default=None, gt=0)
+    examples: int | None = Field(default=None, gt=0)
+    optimizer: Component = Component(kind="adam")
+    lr: float = Field(default=1e-3, gt=0)
+    schedule: Component = Component(kind="constant")
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float | None = Field(default=None, gt=0)  # global norm over the leaves that an update moves
+    accumulate: int = Field(default=1, ge=1)  # micro-batches a step
+    joint_forward: bool = False  # all streams in one forward pass: BatchNorm then sees them as one batch
+    batch_norm: Literal["follow", "stored"] = "follow"  # follow the partition, or stored statistics everywhere
+    ema: EmaSpec | None = None
+    evaluate: dict[str, str | tuple[str, ...]] = {}  # stream -> task or tasks
+    eval_every: int = Field(default=0, ge=0)  # steps; 0: only at the stage's end
+    best: BestSpec | None = None
+    embed: str | None = None  # stream whose features are shown before and after
+    embed_tap: str = "pooled"
+
+    @field_validator("partition", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        return tuple(tuple(rule) for rule in value) if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StageSpec:
+        lengths = [name for name in ("steps", "epochs", "examples") if getattr(self, name) is not None]
+        if len(lengths) > 1:
+            raise ValueError(f"give one duration, not {' and '.join(lengths)}")
+        if not lengths and self.objective.ordered:
+            raise ValueError("give a duration: steps, epochs or examples")
+        if self.best and self.best.stream not in self.evaluate:
+            raise ValueError(f"best.stream {self.best.stream!r} is not evaluated; add it to 'evaluate'")
+        return self
+
+    @property
+    def group_specs(self) -> dict[str, GroupSpec]:
+        """Declared groups; the default partition has the one group `all`."""
+        if not self.groups and self.partition == ((".*", "all"),):
+            return {"all": GroupSpec()}
+        return dict(self.groups)
+
+
+class ReportSpec(Spec):
+    """What the report shows first: a metric on streams, a row for each `row` tag, a column for each `x` tag."""
+
+    title: str = ""
+    metric: str = "accuracy"
+    streams: tuple[str, ...] = ()
+    row: str = "method"
+    x: str | None = None
+    reference: str | None = None  # the row that others are compared with
+
+
+class ExperimentSpec(Spec):
+    """Named streams, tasks and ordered stages over one model."""
+
+    name: str
+    seeds: tuple[int, ...] = (0,)
+    model: ModelSpec
+    streams: dict[str, StreamSpec]
+    tasks: dict[str, TaskSpec]
+    stages: dict[str, StageSpec]
+    report: ReportSpec = ReportSpec()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    eval_batch_size: int = Field(default=256, ge=1)
+    log_every: int = Field(default=50, ge=1)
+    checkpoint_every: int = Field(default=1000, ge=0)  # steps; 0: only at the end of a stage
+    keep_checkpoints: int = Field(default=2, ge=1)
+    steps_per_dispatch: int = Field(default=0, ge=0)  # 0: chosen so that the host looks in twice a second
+    mesh: dict[str, int] = {"data": -1}
+    compilation_cache: str | None = "default"  # a folder, "default" (the user's cache) or None
+    export: str | None = None  # stage whose result becomes `model/`; default the last that trains
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise ValueError("seeds must be distinct non-negative integers, at least one")
+        return seeds

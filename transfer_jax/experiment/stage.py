@@ -1,0 +1,204 @@
+"""A stage made ready: its program, its parameters at the start, and its duration."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfer_jax.core.errors import UserError, unknown
+from transfer_jax.core.paths import flatten
+from transfer_jax.core.spec import Component, bind
+from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.experiment.spec import StageSpec
+from transfer_jax.objectives import COMBINATION_PARAMETERS, COMBINATIONS, GRADIENT_RULES
+from transfer_jax.objectives.spec import UpdateSpec
+from transfer_jax.objectives.wiring import Term, make_terms
+from transfer_jax.params.optimizer_tree import GroupDefaults, group_table, make_optimizer, peak_rates
+from transfer_jax.params.partition import Partition, partition
+from transfer_jax.training.state import Constants, Flat, State
+from transfer_jax.training.step import Program, Update, init_state
+
+COMBINING = "objective/log_variances"  # learned weights of terms: objective/log_variances/<term>
+
+
+@dataclass(frozen=True)
+class ReadyStage:
+    """Everything that training a stage needs, before its parameters have values."""
+
+    name: str
+    spec: StageSpec
+    program: Program
+    defaults: GroupDefaults
+    shapes: Mapping[str, Any]  # every parameter of the stage, of one seed
+    keeps_start: bool  # a term compares with the parameters at the stage's start
+
+    def table(self) -> list[dict[str, Any]]:
+        """The group table; see `group_table`."""
+        parts = self.program.partition
+        return group_table(parts, self.shapes, self.defaults,
+                           self.program.optimizer(peak_rates(parts.groups, self.defaults)))
+
+    def start(self, params: Flat, batch_stats: Any, metrics: int, members: int) -> tuple[State, Constants]:
+        """State and constants at step 0 from parameters with a member axis."""
+        trainable = {path: params[path] for path in self.program.partition.trainable}
+        frozen = {path: leaf for path, leaf in params.items() if path not in trainable}
+        rates = {group: jnp.full(members, rate, jnp.float32)
+                 for group, rate in peak_rates(self.program.partition.groups, self.defaults).items()}
+        begin = jax.vmap(lambda t, s, r: init_state(self.program, t, s, r, metrics), axis_size=members)
+        state = jax.jit(begin)(trainable, batch_stats, rates)
+        # The start must not share buffers with the state, which the step donates.
+        initial = jax.tree.map(jnp.copy, trainable) if self.keeps_start else {}
+        return state, Constants(frozen, initial, rates)
+
+    def seeds(self, seeds: tuple[int, ...]) -> dict[str, Any]:
+        """Numbers that decide every draw of the stage, uint32 [S]: see `train_step`."""
+        return {"data": np.asarray(seeds, np.uint32), "step": _salted(seeds, self.name)}
+
+
+def _salted(seeds: tuple[int, ...], text: str) -> np.ndarray:
+    return np.asarray([zlib.crc32(f"{seed}/{text}".encode()) for seed in seeds], np.uint32)
+
+
+def prepare(assembly: Assembly, name: str) -> ReadyStage:
+    """Builds the program of a stage; every inconsistency of its configuration raises here."""
+    spec = assembly.spec.stages[name]
+    where = f"config.stages.{name}"
+    bound = [(update, make_terms(update, assembly.spec.tasks, f"{where}.objective"))
+             for update in spec.objective.ordered]
+    terms = [term for _, found in bound for term in found]
+    shapes = _shapes(assembly, bound)
+    variables = _model_shapes(assembly)
+    parts = split(assembly, spec, terms, shapes, where) if terms else \
+        Partition(dict.fromkeys(shapes, "frozen"), {})
+    streams = {stream: assembly.stream(stream) for stream in spec.objective.streams()}
+    steps = total_steps(spec, streams)
+    defaults = GroupDefaults(spec.optimizer, spec.lr, spec.schedule, spec.warmup_steps, spec.weight_decay)
+    program = Program(
+        model=assembly.model, streams=streams,
+        updates=tuple(_bind_update(update, found, parts, assembly, f"{where}.objective") for update, found in bound),
+        partition=parts,
+        optimizer=functools.partial(make_optimizer, parts, defaults, steps, depths(assembly, shapes)),
+        total_steps=steps, norm_paths=assembly.model.norm_paths(variables), mesh=assembly.mesh,
+        clip_norm=spec.clip_norm, accumulate=spec.accumulate, joint_forward=spec.joint_forward,
+        stored_norms=spec.batch_norm == "stored", ema_decay=spec.ema.decay if spec.ema else None,
+        ema_warmup=spec.ema.warmup if spec.ema else True, log_every=assembly.spec.log_every)
+    _check_batches(program, where)
+    keeps_start = any("initial_parameters" in term.parameters_needed for term in terms)
+    return ReadyStage(name, spec, program, defaults, shapes, keeps_start)
+
+
+def _model_shapes(assembly: Assembly) -> Any:
+    return jax.eval_shape(lambda key: assembly.model.init(key, assembly.example_inputs), jax.random.key(0))
+
+
+def _shapes(assembly: Assembly, bound: list[tuple[UpdateSpec, list[Term]]]) -> dict[str, Any]:
+    shapes = dict(flatten(_model_shapes(assembly)["params"]))
+    for update, terms in bound:
+        for term in terms if update.combine.kind in COMBINATION_PARAMETERS else ():
+            shapes[f"{COMBINING}/{term.name}"] = jax.ShapeDtypeStruct((), jnp.float32)
+    return shapes
+
+
+def objective_parameters(ready: ReadyStage, members: int) -> Flat:
+    """The learned weights of terms at the stage's start, [S] each."""
+    values: Flat = {}
+    for update in ready.spec.objective.ordered:
+        if update.combine.kind in COMBINATION_PARAMETERS:
+            initial = COMBINATION_PARAMETERS[update.combine.kind](list(update.terms), **update.combine.arguments)
+            values |= {f"{COMBINING}/{name}": jnp.full(members, value) for name, value in initial.items()}
+    return values
+
+
+def split(assembly: Assembly, spec: StageSpec, terms: list[Term], shapes: Mapping[str, Any], where: str) -> Partition:
+    """The partition of the stage; parts of the model that its terms never run are put aside as `unused`."""
+    heads = {f"heads/{term.head}" for term in terms if term.head}
+    backbones = {backbone for stream in spec.objective.streams()
+                 for backbone in assembly.spec.streams[stream].inputs}
+    used = [path for path in shapes if path.startswith(tuple(f"{part}/" for part in heads | backbones | {"objective"}))]
+    return partition(list(shapes), spec.partition, spec.group_specs, used=used, where=f"{where}.partition")
+
+
+def depths(assembly: Assembly, shapes: Mapping[str, Any]) -> dict[str, int]:
+    """Layer number of every parameter: the taps of its backbone in forward order, then the heads."""
+    order = {f"{name}/{tap}/": number for name, backbone in assembly.model.backbones.items()
+             for number, tap in enumerate(backbone.tap_names)}
+    top = max(order.values(), default=0) + 1
+    return {path: next((depth for prefix, depth in order.items() if path.startswith(prefix)),
+                       0 if path.split("/")[0] in assembly.model.backbones else top) for path in shapes}
+
+
+def total_steps(spec: StageSpec, streams: Mapping[str, Any]) -> int:
+    """Steps of the stage; epochs and examples are those of the first stream of its objective."""
+    if not streams or spec.steps is not None:
+        return spec.steps or 0
+    first = next(iter(streams.values()))
+    examples = spec.examples if spec.examples is not None else spec.epochs * first.size
+    return max(1, math.ceil(examples / first.spec.batch_size))
+
+
+def _bind_update(update: UpdateSpec, terms: list[Term], parts: Partition, assembly: Assembly, where: str) -> Update:
+    groups = frozenset(parts.groups if update.groups is None else update.groups)
+    for group in groups - set(parts.groups):
+        raise unknown("group", group, parts.groups, f"{where}, groups of an update")
+    rule, combine = None, None
+    if update.combine.kind in GRADIENT_RULES:
+        rule = bind(GRADIENT_RULES, update.combine, "combination", where, supplied=("gradients", "key"))
+    else:
+        combine = _bind_combination(update.combine, terms, where)
+    return Update(tuple(terms), groups, update.repeats, combine, rule)
+
+
+def _bind_combination(combine: Component, terms: list[Term], where: str) -> Callable:
+    registry = COMBINATIONS | {name: None for name in GRADIENT_RULES}
+    if combine.kind not in COMBINATION_PARAMETERS:
+        function = bind(registry, combine, "combination", where, supplied=("losses",))
+        return lambda losses, params: function(losses)
+    _check_initial(combine, where)
+    kinds = {term.name: "regression" if term.task_kind == "regression" else "classification" for term in terms}
+    function = COMBINATIONS[combine.kind]
+    return lambda losses, params: function(
+        losses, {name: params[f"{COMBINING}/{name}"] for name in losses}, kinds)
+
+
+def _check_initial(combine: Component, where: str) -> None:
+    options = [name for name, p in inspect.signature(COMBINATION_PARAMETERS[combine.kind]).parameters.items()
+               if p.kind is p.KEYWORD_ONLY]
+    for name in combine.arguments:
+        if name not in options:
+            raise unknown("argument", name, options, f"{where}.combine (kind {combine.kind!r})")
+
+
+def _check_batches(program: Program, where: str) -> None:
+    for name, stream in program.streams.items():
+        if stream.spec.batch_size % program.accumulate:
+            raise UserError(f"{where}.accumulate = {program.accumulate} does not divide the batch size "
+                            f"{stream.spec.batch_size} of stream {name!r}")
+
+
+def fresh_variables(assembly: Assembly) -> tuple[Flat, Any]:
+    """Parameters and statistics drawn from the seeds, [S, ...]; the same for every stage that asks."""
+    keys = jax.vmap(jax.random.key)(jnp.asarray(assembly.spec.seeds, jnp.uint32))
+    variables = jax.jit(jax.vmap(lambda key: assembly.model.init(key, assembly.example_inputs)))(keys)
+    return dict(flatten(variables["params"])), variables.get("batch_stats", {})
+
+
+def renew(params: Flat, fresh: Flat, patterns: tuple[str, ...], where: str) -> Flat:
+    """`params` with those that a pattern matches as a whole taken from `fresh`."""
+    renewed: set[str] = set()
+    for pattern in patterns:
+        found = [path for path in params if re.fullmatch(pattern, path)]
+        if not found:
+            raise UserError(f"{where}.new: {pattern!r} matches no parameter; nearest: "
+                            f"{', '.join(list(params)[-3:])}")
+        renewed.update(found)
+    return {path: fresh[path] if path in renewed else leaf for path, leaf in params.items()}

@@ -1,0 +1,79 @@
+"""What a run leaves behind, and the rules under which it may be continued.
+
+`config.json`, `params.txt`, `metrics.jsonl`, `tensorboard/`, `checkpoints/<stage>/<step>/`, `predictions/<stage>/`,
+`stages/<stage>.json` (written last: its presence means that the stage is done), `stages.json`, `results.json`,
+`model/`, `report.md`, `report.html`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transfer_jax.core.config import differences
+from transfer_jax.core.errors import UserError
+from transfer_jax.core.spec import build
+from transfer_jax.experiment.spec import ExperimentSpec
+from transfer_jax.training.checkpoint import Checkpoints, write_json
+
+# Settings that change how a run is carried out, never what it computes.
+FREE_TO_CHANGE = ("report", "checkpoint_every", "keep_checkpoints", "steps_per_dispatch", "compilation_cache", "mesh",
+                  "export")
+
+
+class Workdir:
+    """The folder of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def open(self, spec: ExperimentSpec, allow_config_change: bool) -> None:
+        """Starts the folder, or checks that it holds a run of the same configuration."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        new = json.loads(spec.model_dump_json())
+        old = self.read_json("config.json")
+        if old is not None and not allow_config_change:
+            lines = [line for line in differences(old, new)
+                     if line.split(":")[0].split(".")[0] not in FREE_TO_CHANGE]
+            if lines:
+                raise UserError(f"{self.path} holds a run with another config ({'; '.join(lines[:8])}"
+                                f"{'; ...' if len(lines) > 8 else ''}); use another --workdir, or continue all the "
+                                f"same with --allow_config_change")
+        write_json(self.path / "config.json", new)
+
+    def spec(self) -> ExperimentSpec:
+        """The experiment that the folder holds."""
+        config = self.read_json("config.json")
+        if config is None:
+            raise UserError(f"{self.path} holds no run (config.json is missing)")
+        return build(ExperimentSpec, config)
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the folder, or None where it is absent."""
+        path = self.path / name
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is damaged ({error}); restore it or remove it") from error
+
+    def checkpoints(self, stage: str, keep: int = 2, warn: Callable[[str], None] = print) -> Checkpoints:
+        return Checkpoints(self.path / "checkpoints" / stage, keep, warn)
+
+    def record(self, stage: str) -> dict[str, Any] | None:
+        """What was written when the stage ended, or None if it has not."""
+        return self.read_json(f"stages/{stage}.json")
+
+    def finish(self, stage: str, info: dict[str, Any], results: list[dict[str, Any]]) -> None:
+        """Marks a stage as done."""
+        (self.path / "stages").mkdir(exist_ok=True)
+        write_json(self.path / "stages" / f"{stage}.json", {"info": info, "results": results})
+
+    def collect(self, stages: Sequence[str]) -> None:
+        """Writes `stages.json`, `results.json` and `params.txt` from the records of the stages done so far."""
+        records = {stage: record for stage in stages if (record := self.record(stage)) is not None}
+        write_json(self.path / "stages.json", {stage: record["info"] for stage, record in records.items()})
+        write_json(self.path / "results.json", [row for record in records.values() for row in record["results"]])

@@ -1,0 +1,81 @@
+"""Two-dimensional convolution with the parameters of `nn.Conv`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+
+from transfer_jax.layers.lowering import LAYOUT, Geometry, Pair, convolution, window
+
+Padding = str | int | Sequence[int] | Sequence[Pair]
+
+
+def pair(value: int | Sequence[int]) -> Pair:
+    """3 -> (3, 3); (3, 5) -> (3, 5)."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def explicit_padding(padding: Padding, size: Pair, kernel: Pair, strides: Pair) -> tuple[Pair, Pair]:
+    """'SAME', 'VALID', n, (n, m) or ((a, b), (c, d)) -> ((top, bottom), (left, right))."""
+    if isinstance(padding, str):
+        (top, bottom), (left, right) = jax.lax.padtype_to_pads(size, kernel, strides, padding)
+        return (int(top), int(bottom)), (int(left), int(right))
+    if isinstance(padding, int):
+        return (padding, padding), (padding, padding)
+    rows, columns = padding
+    return pair(rows), pair(columns)
+
+
+def convolve(x: jax.Array, kernel: jax.Array, strides: Pair = (1, 1), padding: Padding = "SAME",
+             groups: int = 1) -> jax.Array:
+    """[B, H, W, C] * [h, w, C / groups, F] -> [B, H', W', F], by the fastest form for this backend and shape."""
+    pads = explicit_padding(padding, x.shape[1:3], kernel.shape[:2], strides)
+    if jax.default_backend() == "cpu":
+        if groups == 1 and kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
+            return x[:, ::strides[0], ::strides[1]] @ kernel[0, 0]
+        geometry = Geometry(x.shape[1:3], kernel.shape[:2], strides, pads)
+        if groups == 1:
+            return convolution(geometry)(x, kernel)
+        if groups == x.shape[-1]:
+            return _depthwise(x, kernel, geometry)
+    return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=LAYOUT,
+                                        feature_group_count=groups)
+
+
+def _depthwise(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """One kernel per channel: a sum of shifted products."""
+    x = jnp.repeat(x, kernel.shape[3] // x.shape[3], axis=3)
+    x = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
+    taps = itertools.product(*map(range, geometry.kernel))
+    return sum(window(x, i, j, geometry.output, geometry.strides) * kernel[i, j, 0] for i, j in taps)
+
+
+class Conv(nn.Module):
+    """Convolution with the parameters of `nn.Conv`: `kernel` [h, w, C / groups, features] and `bias` [features]."""
+
+    features: int
+    kernel_size: int | Sequence[int] = 3
+    strides: int | Sequence[int] = 1
+    padding: Padding = "SAME"
+    feature_group_count: int = 1
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H', W', features]."""
+        shape = (*pair(self.kernel_size), x.shape[-1] // self.feature_group_count, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = convolve(x, kernel, pair(self.strides), self.padding, self.feature_group_count)
+        return y if bias is None else y + bias

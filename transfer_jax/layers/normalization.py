@@ -1,0 +1,63 @@
+"""Normalisation layers with the parameters of flax.linen. BatchNorm can be frozen per module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+GroupNorm = nn.GroupNorm
+LayerNorm = nn.LayerNorm
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015), with the variables of `nn.BatchNorm`.
+
+    Parameters `scale`, `bias` [C]; statistics `batch_stats/mean`, `batch_stats/var` [C], all float32. The stored
+    variance is the biased one (divided by N, not N - 1), as in flax. Statistics are computed in float32 in two
+    passes (mean first, then the mean of squared deviations), so a large mean does not destroy the variance.
+
+    With `train=True` a layer normalises by its batch and moves its statistics:
+    stored = momentum * stored + (1 - momentum) * batch. It does not when the variable collection `live` holds
+    `value=False` at the module's path: then it is frozen, uses its stored statistics and leaves them untouched.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = None
+    use_scale: bool = True
+    use_bias: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """[..., C] -> [..., C] in `dtype` (that of `x` if None)."""
+        channels = (x.shape[-1],)
+        stored_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        stored_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        live = train and bool(self.get_variable("live", "value", True))
+        if live:
+            mean, var = _statistics(x)
+            if not self.is_initializing():
+                stored_mean.value = self.momentum * stored_mean.value + (1 - self.momentum) * mean
+                stored_var.value = self.momentum * stored_var.value + (1 - self.momentum) * var
+        else:
+            mean, var = stored_mean.value, stored_var.value
+        factor = jax.lax.rsqrt(var + self.epsilon)
+        if self.use_scale:
+            factor = factor * self.param("scale", self.scale_init, channels, jnp.float32)
+        offset = -mean * factor
+        if self.use_bias:
+            offset = offset + self.param("bias", self.bias_init, channels, jnp.float32)
+        return (x.astype(jnp.float32) * factor + offset).astype(self.dtype or x.dtype)
+
+
+def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance over all axes but the last, float32 [C]."""
+    x = x.astype(jnp.float32)
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axes)
+    return mean, jnp.square(x - mean).mean(axes)

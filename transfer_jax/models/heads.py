@@ -1,0 +1,116 @@
+"""Heads: from taps (or one plain array in their place) to the outputs of one task, always float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from transfer_jax.core.errors import UserError
+from transfer_jax.layers.convolution import Conv
+from transfer_jax.models.taps import Taps, find_tap
+
+KERNEL_INITS = {"lecun_normal": nn.initializers.lecun_normal(), "zeros": nn.initializers.zeros}
+
+
+class LinearHead(nn.Module):
+    """One dense layer on a tap: [B, D] -> [B, classes]; maps [B, H, W, C] are flattened.
+
+    `kernel_init`: 'lecun_normal' or 'zeros'.
+    """
+
+    classes: int
+    tap: str = "pooled"
+    kernel_init: str = "lecun_normal"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, taps: Taps | jax.Array, image_size: tuple[int, int] | None = None,
+                 train: bool = False) -> jax.Array:
+        x = _vector(find_tap(taps, self.tap))
+        return _dense(self.classes, self.dtype, "dense", self.kernel_init)(x).astype(jnp.float32)
+
+
+class MLPHead(nn.Module):
+    """Hidden dense layers with ReLU and dropout, then a dense layer: [B, D] -> [B, outputs].
+
+    Serves as projector, as task head and, on a plain array, as discriminator. `dropout` needs the rng 'dropout'.
+    """
+
+    outputs: int
+    tap: str = "pooled"
+    hidden: tuple[int, ...] = (128,)
+    dropout: float = 0.0
+    kernel_init: str = "lecun_normal"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, taps: Taps | jax.Array, image_size: tuple[int, int] | None = None,
+                 train: bool = False) -> jax.Array:
+        x = _vector(find_tap(taps, self.tap))
+        for i, features in enumerate(self.hidden):
+            x = nn.relu(_dense(features, self.dtype, f"dense{i}")(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return _dense(self.outputs, self.dtype, "output", self.kernel_init)(x).astype(jnp.float32)
+
+
+class RegressionHead(nn.Module):
+    """One dense layer on a tap for real-valued targets: [B, D] -> [B, outputs]."""
+
+    outputs: int = 1
+    tap: str = "pooled"
+    kernel_init: str = "lecun_normal"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, taps: Taps | jax.Array, image_size: tuple[int, int] | None = None,
+                 train: bool = False) -> jax.Array:
+        x = _vector(find_tap(taps, self.tap))
+        return _dense(self.outputs, self.dtype, "dense", self.kernel_init)(x).astype(jnp.float32)
+
+
+class SegmentationHead(nn.Module):
+    """Class scores per pixel [B, H, W, classes] from several maps.
+
+    Each tap is projected by a 1x1 convolution to `width`, resized bilinearly to the finest tap and summed; then a
+    3x3 convolution, a 1x1 convolution to `classes`, and a bilinear resize to `image_size`.
+    """
+
+    classes: int
+    taps: tuple[str, ...] = ("stage1", "stage2", "stage3")
+    width: int = 32
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, taps: Taps | jax.Array, image_size: tuple[int, int] | None = None,
+                 train: bool = False) -> jax.Array:
+        names = self.taps if isinstance(taps, dict) else ("map",)
+        maps = {name: find_tap(taps, name) for name in names}
+        for name, value in maps.items():
+            if value.ndim != 4:
+                raise UserError(f"the segmentation head needs maps, but the tap {name!r} has shape {value.shape}")
+        finest = max((value.shape[1:3] for value in maps.values()), key=lambda size: size[0] * size[1])
+        total = sum(_resize(Conv(self.width, 1, dtype=self.dtype, name=f"lateral_{name.replace('/', '_')}")(value),
+                            finest) for name, value in maps.items())
+        x = nn.relu(Conv(self.width, 3, dtype=self.dtype, name="smooth")(nn.relu(total)))
+        x = Conv(self.classes, 1, dtype=self.dtype, name="classify")(x).astype(jnp.float32)
+        return _resize(x, image_size or finest)
+
+
+def _vector(x: jax.Array) -> jax.Array:
+    return x.reshape(x.shape[0], -1)
+
+
+def _resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """[B, h, w, C] -> [B, *size, C] by bilinear interpolation with half-pixel centres."""
+    if x.shape[1:3] == tuple(size):
+        return x
+    return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear", antialias=False)
+
+
+def _dense(features: int, dtype: Any, name: str, kernel_init: str = "lecun_normal") -> nn.Dense:
+    if kernel_init not in KERNEL_INITS:
+        raise UserError(f"kernel_init={kernel_init!r} of a head is unknown; use one of {', '.join(KERNEL_INITS)}")
+    return nn.Dense(features, dtype=dtype, name=name, kernel_init=KERNEL_INITS[kernel_init])

@@ -1,0 +1,168 @@
+"""A model: named backbones and named heads, applied part by part on plain nested dicts of arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from transfer_jax.core.errors import unknown
+from transfer_jax.core.paths import flatten, unflatten
+from transfer_jax.core.spec import Component, Spec
+from transfer_jax.models import build_backbone, build_head
+from transfer_jax.models.taps import Backbone, Taps
+
+Variables = dict[str, Any]
+MAIN = "backbone"
+
+
+class ModelSpec(Spec):
+    """Backbones and heads by name; a parameter's path starts with the backbone's name, or with `heads/<name>`.
+
+    The number of classes of a task's head is filled in from the data.
+    """
+
+    backbones: dict[str, Component]
+    heads: dict[str, Component] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Backbones and heads by name.
+
+    Variables are `{'params': {backbone: ..., 'heads': {head: ...}}, 'batch_stats': {same layout}}`. Taps of the
+    backbone called `backbone` have their own names, those of any other backbone are called `name/tap`.
+    """
+
+    backbones: Mapping[str, Backbone]
+    heads: Mapping[str, nn.Module]
+
+    def init(self, key: jax.Array, inputs: Mapping[str, Any]) -> Variables:
+        """Fresh variables.
+
+        Each part draws from a key folded with a hash of its own name, so adding or removing another part never
+        changes it.
+
+        Args:
+            key: typed PRNG key.
+            inputs: for each backbone an image batch [B, H, W, C] or its `ShapeDtypeStruct`; values do not matter.
+        """
+        trees: dict[str, dict[str, Any]] = {"params": {}, "batch_stats": {}}
+        taps: Taps = {}
+        for name in inputs:
+            module, image = self._backbone(name), _zeros(inputs[name])
+            variables = module.init(_part_keys(key, name), image, train=False)
+            shapes = jax.eval_shape(lambda v, x, module=module: module.apply(v, x, train=False), variables, image)
+            taps.update(_qualify(name, {tap: _zeros(shape) for tap, shape in shapes.items()}))
+            for collection, tree in trees.items():
+                if collection in variables:
+                    tree[name] = variables[collection]
+        size = next(iter(inputs.values())).shape[1:3]
+        heads = {name: module.init(_part_keys(key, f"heads/{name}"), taps, size, train=False)
+                 for name, module in self.heads.items()}
+        for collection, tree in trees.items():
+            found = {name: variables[collection] for name, variables in heads.items() if collection in variables}
+            if found:
+                tree["heads"] = found
+        return trees
+
+    def taps(self, variables: Variables, inputs: Mapping[str, jax.Array], train: bool = False,
+             frozen_norms: frozenset[str] = frozenset(), rngs: Mapping[str, jax.Array] | None = None,
+             ) -> tuple[Taps, dict[str, Any]]:
+        """Runs the backbones named in `inputs`.
+
+        Args:
+            variables: see the class.
+            inputs: float images [B, H, W, C] by backbone.
+            train: whether BatchNorm uses the batch and dropout is on.
+            frozen_norms: paths of BatchNorm modules ('backbone/bn1') that use and keep stored statistics all the same.
+            rngs: keys by kind, such as {'dropout': key}.
+
+        Returns:
+            The taps, and the moved statistics `{backbone: ...}` of the backbones that ran (empty unless `train`).
+        """
+        taps: Taps = {}
+        moved: dict[str, Any] = {}
+        for name, image in inputs.items():
+            found, stats = _apply(self._backbone(name), (name,), variables, frozen_norms, rngs, image, train=train)
+            taps.update(_qualify(name, found))
+            if stats:
+                moved[name] = stats
+        return taps, moved
+
+    def head(self, variables: Variables, name: str, taps: Taps | jax.Array,
+             image_size: tuple[int, int] | None = None, train: bool = False,
+             frozen_norms: frozenset[str] = frozenset(), rngs: Mapping[str, jax.Array] | None = None,
+             ) -> tuple[jax.Array, dict[str, Any]]:
+        """Output of the head `name` on taps (or on an array in their place), and `{'heads': {name: moved statistics}}`.
+
+        Arguments are those of `taps`; `image_size` (H, W) is what a per-pixel head resizes to.
+        """
+        if name not in self.heads:
+            raise unknown("head", name, self.heads)
+        output, stats = _apply(self.heads[name], ("heads", name), variables, frozen_norms, rngs, taps, image_size,
+                               train=train)
+        return output, {"heads": {name: stats}} if stats else {}
+
+    def norm_paths(self, variables: Variables) -> tuple[str, ...]:
+        """Paths of all BatchNorm modules ('backbone/stage1/block0/bn1'), in the order of the tree."""
+        paths = (path.rpartition("/")[0] for path in flatten(variables.get("batch_stats", {})))
+        return tuple(dict.fromkeys(paths))
+
+    def _backbone(self, name: str) -> Backbone:
+        if name not in self.backbones:
+            raise unknown("backbone", name, self.backbones)
+        return self.backbones[name]
+
+
+def build_model(spec: ModelSpec, heads: Mapping[str, Component], dtype: Any = jnp.float32) -> Model:
+    """The model of `spec` with `heads` (their numbers of classes filled in), computing in `dtype`."""
+    return Model({name: build_backbone(part, dtype, f"backbones.{name}") for name, part in spec.backbones.items()},
+                 {name: build_head(part, dtype, f"heads.{name}") for name, part in heads.items()})
+
+
+def taps_of(taps: Taps, backbone: str) -> Taps:
+    """The taps of one backbone under their own names: lets a head of one backbone be applied to another's taps."""
+    if backbone == MAIN:
+        return {name: value for name, value in taps.items() if "/" not in name}
+    prefix = f"{backbone}/"
+    return {name.removeprefix(prefix): value for name, value in taps.items() if name.startswith(prefix)}
+
+
+def _qualify(backbone: str, taps: Taps) -> Taps:
+    return taps if backbone == MAIN else {f"{backbone}/{tap}": value for tap, value in taps.items()}
+
+
+def _zeros(shape: Any) -> jax.Array:
+    return jnp.zeros(shape.shape, shape.dtype)
+
+
+def _part_keys(key: jax.Array, path: str) -> dict[str, jax.Array]:
+    part = jax.random.fold_in(key, np.uint32(zlib.crc32(path.encode())))
+    return {"params": part, "dropout": part}
+
+
+def _apply(module: nn.Module, path: tuple[str, ...], variables: Variables, frozen_norms: frozenset[str],
+           rngs: Mapping[str, jax.Array] | None, *inputs: Any, train: bool) -> tuple[Any, dict[str, Any]]:
+    """The module's output on its own part of `variables`, and its statistics (moved; empty unless `train`)."""
+    own = {name: _descend(tree, path) for name, tree in variables.items() if name in ("params", "batch_stats")}
+    prefix = "/".join(path) + "/"
+    frozen = {f"{norm.removeprefix(prefix)}/value": False for norm in frozen_norms if norm.startswith(prefix)}
+    if frozen:
+        own["live"] = unflatten(frozen)
+    if not train:
+        return module.apply(own, *inputs, train=False), {}
+    output, moved = module.apply(own, *inputs, train=True, mutable=["batch_stats"], rngs=rngs)
+    return output, moved.get("batch_stats", {})
+
+
+def _descend(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    for part in path:
+        tree = tree.get(part, {})
+    return tree

@@ -1,0 +1,50 @@
+"""What all backbones share: named features ("taps") in forward order, and where to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from transfer_jax.core.errors import UserError
+
+Taps = dict[str, jax.Array]
+
+
+class Backbone(nn.Module):
+    """A network from images to taps. Nothing beyond the tap `until` is built, computed or given parameters.
+
+    A subclass states its `tap_names` in forward order and returns `walk(x, self.until, steps)` from
+    `__call__(x, train=False)`. Maps are [B, H, W, C]; `pooled` is the feature vector [B, D].
+    """
+
+    until: str | None = None
+    dtype: Any = jnp.float32
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """Names of all taps of the whole network, in forward order, whatever `until` says."""
+        raise AttributeError(f"{type(self).__name__} does not state its tap_names")
+
+
+def walk(x: jax.Array, until: str | None, steps: Mapping[str, Callable[[jax.Array], jax.Array]]) -> Taps:
+    """Feeds `x` through `steps` in order and keeps every result, up to and including the step named `until`."""
+    taps = {}
+    for name, step in steps.items():
+        x = taps[name] = step(x)
+        if name == until:
+            break
+    return taps
+
+
+def find_tap(taps: Mapping[str, Any] | jax.Array, name: str) -> jax.Array:
+    """`taps[name]`; a plain array stands for whatever tap is asked for."""
+    if not isinstance(taps, Mapping):
+        return taps
+    if name not in taps:
+        raise UserError(f"the head asks for the tap {name!r}, which the backbone does not give; it gives: "
+                        f"{', '.join(taps)} (is the backbone cut by 'until'?)")
+    return taps[name]

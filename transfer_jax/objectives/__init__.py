@@ -1,0 +1,40 @@
+"""Floor 2: loss terms and the rules that combine them. Pure functions of arrays; the engine wires them by name.
+
+A term is a function whose positional parameters name the quantities that it needs and whose keyword-only parameters
+are the user's arguments. It returns a float32 scalar, or (scalar, dict of metrics).
+"""
+
+from transfer_jax.objectives.adversarial import domain_adversarial
+from transfer_jax.objectives.alignment import deep_coral, mmd
+from transfer_jax.objectives.balancing import fixed, initial_log_variances, pcgrad, sum_gradients, uncertainty
+from transfer_jax.objectives.regularizers import entropy, l2_norm, l2_to_start
+from transfer_jax.objectives.supervised import (
+    binary_cross_entropy,
+    cross_entropy,
+    dice,
+    segmentation_cross_entropy,
+    squared_error,
+)
+
+TERMS = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+    "squared_error": squared_error,
+    "segmentation_cross_entropy": segmentation_cross_entropy,
+    "dice": dice,
+    "l2_to_start": l2_to_start,
+    "l2_norm": l2_norm,
+    "entropy": entropy,
+    "domain_adversarial": domain_adversarial,
+    "deep_coral": deep_coral,
+    "mmd": mmd,
+}
+
+# Losses by name -> (total, metrics).
+COMBINATIONS = {"fixed": fixed, "uncertainty": uncertainty}
+
+# Rules that learn: names of terms -> their parameters at the start, which live under `objective/`.
+COMBINATION_PARAMETERS = {"uncertainty": initial_log_variances}
+
+# Gradients of the tasks [T, P] and a key -> one gradient [P].
+GRADIENT_RULES = {"sum": sum_gradients, "pcgrad": pcgrad}

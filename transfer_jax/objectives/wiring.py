@@ -1,0 +1,152 @@
+"""From configured terms to loss values: a term's parameter names say which quantities it receives.
+
+A positional parameter `[role_]quantity` receives, from the stream of that role (`source_features`; no prefix for a
+single stream):
+
+    logits        output of the term's head                 labels       batch entry of the task (`label`, `mask`)
+    features      the tap named by the term's `tap`         label_probs  mixed labels [B, K], or None
+    weights       weight of every example, float32 [B]      domains      domain number of every example
+
+and, without a role: `parameters` and `initial_parameters` (flat path -> array of the trainable leaves now and at
+the stage's start), `apply_head` (array -> output of the term's head), `progress` (0 to 1 through the stage), `key`.
+Keyword-only parameters are the arguments that a config may set. So a new method is one function in one file.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from transfer_jax.core.errors import UserError, unknown
+from transfer_jax.core.spec import Component, bind
+from transfer_jax.objectives import TERMS
+from transfer_jax.objectives.spec import TermSpec, UpdateSpec
+from transfer_jax.params.schedules import SCHEDULES
+from transfer_jax.tasks import TaskSpec
+
+PER_STREAM = ("logits", "labels", "label_probs", "weights", "features", "domains")
+SHARED = ("parameters", "initial_parameters", "apply_head", "progress", "key")
+
+
+@dataclass(frozen=True)
+class Term:
+    """A bound term: its function, and the (parameter, role, quantity) triples that it is called with."""
+
+    name: str
+    spec: TermSpec
+    function: Callable[..., Any]
+    quantities: tuple[tuple[str, str, str], ...]
+    head: str | None
+    label_key: str
+    task_kind: str
+
+    @property
+    def parameters_needed(self) -> frozenset[str]:
+        return frozenset(parameter for parameter, _, _ in self.quantities)
+
+    @property
+    def weight(self) -> Callable[[jax.Array, int], jax.Array]:
+        """(step, total steps) -> the term's weight."""
+        factor = bind(SCHEDULES, self.spec.weight_schedule, "schedule", supplied=("step", "total_steps"))
+        return lambda step, total: self.spec.weight * factor(step, total)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the terms of one update may look at. `output(stream, head)` and `apply(head, array)` run heads."""
+
+    batches: Mapping[str, Mapping[str, jax.Array]]
+    taps: Mapping[str, Mapping[str, jax.Array]]
+    output: Callable[[str, str], jax.Array]
+    apply: Callable[[str, jax.Array], jax.Array]
+    parameters: Mapping[str, jax.Array]
+    initial_parameters: Mapping[str, jax.Array]
+    progress: jax.Array
+    key: jax.Array
+
+
+def make_terms(update: UpdateSpec, tasks: Mapping[str, TaskSpec], where: str) -> list[Term]:
+    """Binds the terms of an update, checking names, arguments, streams and heads."""
+    return [make_term(name, spec, tasks, f"{where}.{name}") for name, spec in update.terms.items()]
+
+
+def make_term(name: str, spec: TermSpec, tasks: Mapping[str, TaskSpec], where: str) -> Term:
+    """Binds one term; see the module's text for what its function may ask for."""
+    if spec.task and spec.task not in tasks:
+        raise unknown("task", spec.task, tasks, where)
+    task = tasks[spec.task] if spec.task else None
+    component = Component(kind=spec.kind, **spec.arguments)
+    if spec.kind == "task":
+        component = Component(kind=task.loss.kind, **{**task.loss.arguments, **spec.arguments})
+    parameters = _parameters(TERMS.get(component.kind))
+    function = bind(TERMS, component, "term", where, supplied=tuple(parameters))
+    quantities = tuple(_quantity(parameter, spec, where) for parameter in parameters)
+    head = spec.head or (task.head if task else None)
+    needed = {quantity for _, _, quantity in quantities}
+    if head is None and needed & {"logits", "apply_head"}:
+        raise UserError(f"{where} (kind {component.kind!r}) needs a head; set head='...' or task='...'")
+    return Term(name, spec, function, quantities, head, task.label if task else "label",
+                task.kind if task else "classification")
+
+
+def _parameters(function: Callable | None) -> list[str]:
+    if function is None:
+        return []
+    return [name for name, p in inspect.signature(function).parameters.items() if p.kind is not p.KEYWORD_ONLY]
+
+
+def _quantity(parameter: str, spec: TermSpec, where: str) -> tuple[str, str, str]:
+    if parameter in SHARED:
+        return parameter, "", parameter
+    for quantity in PER_STREAM:
+        if parameter == quantity or parameter.endswith("_" + quantity):
+            role = parameter.removesuffix(quantity).removesuffix("_")
+            if role not in spec.roles:
+                wanted = f"streams={{'{role}': ...}}" if role else "stream='...'"
+                raise UserError(f"{where}: the term needs {parameter!r}; give it {wanted}")
+            return parameter, role, quantity
+    raise UserError(f"{where}: the engine has no quantity called {parameter!r}; it offers "
+                    f"{', '.join(PER_STREAM + SHARED)}, the first six with a role in front")
+
+
+def call_term(term: Term, context: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The value of a term, a float32 scalar, and its further metrics."""
+    arguments = {parameter: _resolve(term, role, quantity, context) for parameter, role, quantity in term.quantities}
+    result = term.function(**arguments)
+    value, metrics = result if isinstance(result, tuple) else (result, {})
+    return jnp.asarray(value, jnp.float32), metrics
+
+
+def _resolve(term: Term, role: str, quantity: str, context: Context) -> Any:
+    if quantity == "apply_head":
+        return lambda array: context.apply(term.head, array)
+    if quantity in SHARED:
+        return getattr(context, quantity)
+    stream = term.spec.roles[role]
+    batch = context.batches[stream]
+    if quantity == "logits":
+        return context.output(stream, term.head)
+    if quantity == "features":
+        return _entry(context.taps[stream], term.spec.tap, "tap", f"term {term.name!r}")
+    if quantity == "labels":
+        return _labels(term, stream, batch)
+    key = {"weights": "weight", "domains": "domain"}.get(quantity, quantity)
+    return batch.get(key)
+
+
+def _labels(term: Term, stream: str, batch: Mapping[str, jax.Array]) -> jax.Array:
+    if term.label_key not in batch:
+        raise UserError(f"term {term.name!r} needs labels ({term.label_key!r}), but the stream {stream!r} gives "
+                        f"{', '.join(batch)}; is it set to labelled=False?")
+    return batch[term.label_key]
+
+
+def _entry(values: Mapping[str, Any], name: str, what: str, where: str) -> Any:
+    if name not in values:
+        raise unknown(what, name, values, where)
+    return values[name]

@@ -1,0 +1,23 @@
+"""Rebuilds the report of a run, or merges several: `python -m transfer_jax.report --workdir DIR [DIR...] [--out DIR]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transfer_jax import command_line
+from transfer_jax.train import show_report
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = command_line.parser(__doc__)
+    options.add_argument("--workdir", required=True, nargs="+", help="folders of runs")
+    options.add_argument("--out", help="where the report goes (default: the first folder)")
+    given, _ = command_line.parse(options, arguments)
+    workdirs = [Path(folder) for folder in given.workdir]
+    show_report(workdirs, Path(given.out) if given.out else workdirs[0])
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

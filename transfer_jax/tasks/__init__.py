@@ -1,0 +1,80 @@
+"""Floor 1: tasks. A task says which head answers, against which labels, with which loss and which metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import pydantic
+from pydantic import Field
+
+from transfer_jax.core.errors import UserError
+from transfer_jax.core.spec import Component, Spec, lookup
+from transfer_jax.tasks.kinds import BINARY, CLASSIFICATION, REGRESSION, SEGMENTATION, TaskKind
+
+TASKS: dict[str, TaskKind] = {
+    "classification": CLASSIFICATION,
+    "segmentation": SEGMENTATION,
+    "binary": BINARY,
+    "regression": REGRESSION,
+}
+
+
+class TaskSpec(Spec):
+    """One task. What is left out of label, metrics and loss is filled from its kind when the spec is built.
+
+    Attributes:
+      kind: entry of `TASKS`.
+      head: name of the head that answers.
+      label: key of the labels in the batch.
+      metrics: names of the metrics of its evaluation.
+      loss: the supervised term.
+      class_names_from: the stream that defines the classes; None: the first stream that the task is used on.
+      outputs: how many numbers a regression predicts; the other kinds count their classes.
+    """
+
+    kind: str
+    head: str
+    label: str = ""
+    metrics: tuple[str, ...] = ()
+    loss: Component = Component(kind="")
+    class_names_from: str | None = None
+    outputs: int | None = Field(default=None, ge=1)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not isinstance(values.get("kind"), str):
+            return values  # the fields themselves say what is wrong
+        kind = lookup(TASKS, values["kind"], "kind of task", "the task's kind")
+        if values.get("outputs") is not None and kind.has_classes:
+            raise ValueError(f"'outputs' is for regression; a {values['kind']} task counts its classes, delete it")
+        given = {key: value for key, value in values.items() if value is not None}
+        return {"label": kind.label, "metrics": kind.metrics, "loss": kind.loss, **given}
+
+
+def head_outputs(task: TaskSpec, class_names: tuple[str, ...] = ()) -> int:
+    """The number of outputs that the task's head needs for these classes.
+
+    Raises:
+      UserError: if the number of classes does not fit the kind.
+    """
+    return task.outputs or TASKS[task.kind].outputs(tuple(class_names))
+
+
+def metric_batch(task: TaskSpec, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The entries of `batch` that metrics read, with the task's labels under `label`.
+
+    Raises:
+      UserError: if the batch has no such labels.
+    """
+    if task.label not in batch:
+        raise UserError(f"the task of head {task.head!r} needs the labels {task.label!r}, but the stream gives "
+                        f"{', '.join(sorted(batch))}; evaluate on a labelled stream or set the task's 'label'")
+    return {"label": batch[task.label], **({"weight": batch["weight"]} if "weight" in batch else {})}
+
+
+def predict(task: TaskSpec, outputs: jax.Array) -> dict[str, jax.Array]:
+    """`prediction` and, for classes, `confidence` (probability of the prediction) and `probabilities`."""
+    return TASKS[task.kind].predict(outputs)

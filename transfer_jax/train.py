@@ -1,0 +1,51 @@
+"""Runs an experiment: `python -m transfer_jax.train --config configs/X.py[:key=value,...] --workdir DIR`.
+
+Any value can be set: `--config.stages.finetune.lr=1e-4`. The same command again continues a stopped run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transfer_jax import command_line
+from transfer_jax.core.config import load_config
+from transfer_jax.core.spec import build
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = command_line.parser(__doc__)
+    options.add_argument("--config", required=True, help="FILE.py, optionally with :key=value,... for its get_config")
+    options.add_argument("--workdir", required=True, help="folder of the run")
+    options.add_argument("--allow_config_change", action="store_true", help="continue a run under another config")
+    options.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    given, overrides = command_line.parse(options, arguments)
+    train(given.config, Path(given.workdir), overrides, given.allow_config_change, given.quiet)
+    return 0
+
+
+def train(config: str, workdir: Path, overrides: Sequence[str] = (), allow_config_change: bool = False,
+          quiet: bool = False) -> None:
+    """Runs the experiment of a config file in `workdir`, then writes and prints its report."""
+    from transfer_jax.experiment.export import export_model
+    from transfer_jax.experiment.runner import Runner  # heavy imports come after the arguments are known to be good
+    from transfer_jax.experiment.spec import ExperimentSpec
+
+    spec = build(ExperimentSpec, load_config(config, overrides))
+    runner = Runner(spec, workdir, allow_config_change=allow_config_change, quiet=quiet)
+    runner.run()
+    export_model(runner.assembly, runner.workdir, workdir / "model")
+    show_report([workdir], workdir)
+
+
+def show_report(workdirs: Sequence[Path], out: Path) -> None:
+    """Writes the report of finished runs and prints its table and its place."""
+    from transfer_jax.experiment.report import terminal_table, write_report
+
+    paths = write_report(list(workdirs), out)
+    terminal_table(list(workdirs))
+    print(f"report: {paths.html}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

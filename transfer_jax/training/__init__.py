@@ -1,0 +1,1 @@
+"""Floor 3: mesh, state, the compiled step, the loop, checkpoints and metric writers."""

@@ -1,0 +1,177 @@
+"""The one training loop: chunks of steps between the points at which the host has something to do.
+
+The order at every such point is fixed: check for non-finite values, log, evaluate, save. So a checkpoint of step n
+holds everything that happened up to n, and a resumed run repeats nothing and misses nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from transfer_jax.core.errors import UserError
+from transfer_jax.training.interruption import Interrupted, StopRequest
+from transfer_jax.training.mesh import place_batch
+from transfer_jax.training.state import Constants, State
+from transfer_jax.training.step import Program, compile_chunk
+
+SECONDS_PER_DISPATCH = 0.4
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """Every how many steps the host logs, evaluates and saves; 0 means at the end only."""
+
+    log: int
+    evaluate: int
+    save: int
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the host does at its points. All take the number of steps done and the state."""
+
+    log: Callable[[int, dict[str, np.ndarray]], None]
+    evaluate: Callable[[int, State], None]
+    save: Callable[[int, State], None]
+    advance: Callable[[int, float], None]  # (steps since the last call, mean loss)
+
+
+@dataclass
+class Feeds:
+    """Data of a stage: placed on the device once, or fetched from the host step by step."""
+
+    program: Program
+    on_device: Mapping[str, Any]
+    start: int
+    _iterators: dict[str, Iterator[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = dict.fromkeys(stream for update in self.program.updates for stream in update.streams)
+        self._iterators = {name: self.program.streams[name].host_batches(self.start)
+                           for name in names if name not in self.on_device}
+
+    @property
+    def stepwise(self) -> bool:
+        return bool(self._iterators)
+
+    def next(self) -> dict[str, Any]:
+        fetched = {name: place_batch(self.program.mesh, next(iterator)) for name, iterator in self._iterators.items()}
+        return {**self.on_device, **fetched}
+
+    def close(self) -> None:
+        for iterator in self._iterators.values():
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+
+
+def train(program: Program, state: State, constants: Constants, feeds: Mapping[str, Any], seeds: Any, start: int,
+          names: list[str], cadence: Cadence, hooks: Hooks, stop: StopRequest, steps_per_dispatch: int = 0) -> State:
+    """Runs steps `start` ... `program.total_steps` and returns the last state.
+
+    Args:
+      feeds: stream -> data on the device; streams that are absent come from the host.
+      seeds: see `train_step`, with a member axis.
+      names: names of the metrics in `State.sums`.
+      steps_per_dispatch: 0 chooses it by the clock; it never changes a result.
+
+    Raises:
+      UserError: a metric became NaN or infinite; nothing is saved then.
+      Interrupted: a signal asked for it; the state was saved first.
+    """
+    source = Feeds(program, feeds, start)
+    step, unseen = start, 0
+    members = state.bad.shape[0]
+    pace = _Pace(steps_per_dispatch)
+    chunks: dict[frozenset[str], Callable] = {}
+    try:
+        while step < program.total_steps:
+            active = program.partition.active(step)
+            if active not in chunks:
+                chunks[active] = compile_chunk(program, members, active)
+            until = _next_point(step, program, cadence)
+            count = 1 if source.stepwise else min(until - step, pace.steps)
+            state = chunks[active](state, constants, source.next(), seeds, jnp.int32(step), jnp.int32(count))
+            step += count
+            unseen += count
+            if step < until and not pace.due() and stop.signal is None:
+                continue
+            _check_finite(state, names)
+            pace.seen(count if not source.stepwise else 0)
+            hooks.advance(unseen, _mean_loss(state, names, step, program.log_every))
+            unseen = 0
+            _at_point(step, state, program, names, cadence, hooks)
+            if stop.signal is not None and step < program.total_steps:
+                if not _falls_on(step, cadence.save):
+                    hooks.save(step, state)
+                raise Interrupted(stop.signal)
+    finally:
+        source.close()
+    return state
+
+
+def _at_point(step: int, state: State, program: Program, names: list[str], cadence: Cadence, hooks: Hooks) -> None:
+    last = step == program.total_steps
+    if _falls_on(step, cadence.log) or last:
+        hooks.log(step, _window_means(state, names, step, cadence.log))
+    if _falls_on(step, cadence.evaluate) and not last:
+        hooks.evaluate(step, state)
+    if _falls_on(step, cadence.save) and not last:
+        hooks.save(step, state)
+
+
+def _falls_on(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _next_point(step: int, program: Program, cadence: Cadence) -> int:
+    points = [step - step % every + every for every in (cadence.log, cadence.evaluate, cadence.save) if every]
+    points += [boundary for boundary in program.partition.boundaries() if boundary > step]
+    return min([*points, program.total_steps])
+
+
+def _window_means(state: State, names: list[str], step: int, every: int) -> dict[str, np.ndarray]:
+    """Means over the steps since the last log point: metric -> float32 [S]."""
+    sums = np.asarray(state.sums) / ((step - 1) % every + 1)
+    return {name: sums[:, column] for column, name in enumerate(names)}
+
+
+def _mean_loss(state: State, names: list[str], step: int, every: int) -> float:
+    return float(_window_means(state, names, step, every)["loss"].mean())
+
+
+def _check_finite(state: State, names: list[str]) -> None:
+    bad = np.asarray(state.bad)
+    if (bad[:, 0] < 0).all():
+        return
+    member = int(np.argmax(bad[:, 0] >= 0))
+    step, term = bad[member]
+    raise UserError(f"the metric {names[term]!r} became NaN or infinite at step {step + 1} (member {member}); training "
+                    f"stopped, the last checkpoint before it is kept; try a smaller lr or set clip_norm")
+
+
+class _Pace:
+    """Chooses how many steps a dispatch holds, so that the host looks in often enough for progress and signals."""
+
+    def __init__(self, fixed: int) -> None:
+        self.fixed = fixed
+        self.steps = fixed or 1
+        self._last = time.monotonic()
+        self._dispatches = 0
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= SECONDS_PER_DISPATCH
+
+    def seen(self, count: int) -> None:
+        now = time.monotonic()
+        spent, self._last = now - self._last, now
+        self._dispatches += 1
+        if count and not self.fixed and self._dispatches > 1:  # the first one holds the compilation
+            self.steps = int(min(max(1, count * SECONDS_PER_DISPATCH / max(spent, 1e-4)), 8 * count + 8))
+

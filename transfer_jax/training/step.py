@@ -1,0 +1,239 @@
+"""The one compiled training step: batches -> terms -> gradients of what moves -> optimizer.
+
+A `Program` is everything static about a stage. `train_step` is pure and speaks of one seed; `compile_chunk` vmaps it
+over seeds and runs many steps per dispatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from transfer_jax.core.members import over_members
+from transfer_jax.core.paths import flatten, unflatten
+from transfer_jax.models.model import Model
+from transfer_jax.objectives.wiring import Term, call_term
+from transfer_jax.params.optimizer_tree import apply_groups
+from transfer_jax.params.partition import Partition
+from transfer_jax.training.forward import make_context, merge_statistics
+from transfer_jax.training.mesh import shard_batch
+from transfer_jax.training.state import Constants, Flat, State
+
+Combine = Callable[[dict[str, jax.Array], Mapping[str, jax.Array]], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One bound update of the objective. Exactly one of `combine` and `gradient_rule` is set."""
+
+    terms: tuple[Term, ...]
+    groups: frozenset[str]
+    repeats: int
+    combine: Combine | None
+    gradient_rule: Callable[[jax.Array, jax.Array], jax.Array] | None
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(stream for term in self.terms for stream in term.spec.roles.values()))
+
+
+@dataclass(frozen=True)
+class Program:
+    """All that is static about the training of a stage."""
+
+    model: Model
+    streams: Mapping[str, Any]
+    updates: tuple[Update, ...]
+    partition: Partition
+    optimizer: Callable[[Mapping[str, Any]], optax.GradientTransformation]  # peak rates of the groups -> optimizer
+    total_steps: int
+    norm_paths: tuple[str, ...]
+    mesh: Mesh | None = None
+    clip_norm: float | None = None
+    accumulate: int = 1
+    joint_forward: bool = False
+    stored_norms: bool = False
+    ema_decay: float | None = None
+    ema_warmup: bool = True
+    log_every: int = 50
+
+    def frozen_norms(self, active: frozenset[str]) -> frozenset[str]:
+        if self.stored_norms:
+            return frozenset(self.norm_paths)
+        return self.partition.frozen_norms(self.norm_paths, active)
+
+
+def init_state(program: Program, trainable: Flat, batch_stats: Any, rates: Flat, metrics: int) -> State:
+    """The state at step 0 of one seed."""
+    ema = _ema_targets(trainable, batch_stats) if program.ema_decay is not None else {}
+    return State(trainable, batch_stats, program.optimizer(rates).init(trainable), ema,
+                 jnp.zeros(metrics, jnp.float32), jnp.full(2, -1, jnp.int32))
+
+
+def metric_names(program: Program, state: State, constants: Constants, feeds: Any, seeds: Any) -> list[str]:
+    """Names of the metrics of a step, in the order of `State.sums`; arguments are those of one seed."""
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    _, metrics = jax.eval_shape(lambda *a: _moved(program, program.partition.active(program.total_steps), *a),
+                                state, constants, feeds, seeds, step)
+    return list(metrics)
+
+
+def train_step(program: Program, active: frozenset[str], state: State, constants: Constants, feeds: Any,
+               seeds: Any, step: jax.Array) -> State:
+    """One step of one seed.
+
+    Args:
+      program, active: static; `active` names the groups that move at this step.
+      state, constants: see `State`, `Constants`.
+      feeds: stream -> what the stream's `batch` takes (data on the device, or a batch from the host).
+      seeds: {'data': uint32 for the order of examples and augmentation, 'step': uint32 for dropout and the like}.
+      step: int32 scalar, counted from the stage's start.
+    """
+    new, metrics = _moved(program, active, state, constants, feeds, seeds, step)
+    values = jnp.stack([jnp.asarray(value, jnp.float32) for value in metrics.values()])
+    finite = jnp.isfinite(values)
+    fresh = (state.bad[0] < 0) & ~finite.all()
+    bad = jnp.where(fresh, jnp.stack([step, jnp.argmin(finite).astype(jnp.int32)]), state.bad)
+    sums = jnp.where(step % program.log_every == 0, 0.0, state.sums) + values
+    return new._replace(sums=sums, bad=bad)
+
+
+def _moved(program: Program, active: frozenset[str], state: State, constants: Constants, feeds: Any, seeds: Any,
+           step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    batches = {name: program.streams[name].batch(feed, seeds["data"], step) for name, feed in feeds.items()}
+    if program.mesh is not None:
+        batches = {name: shard_batch(program.mesh, batch) for name, batch in batches.items()}
+    key = jax.random.fold_in(jax.random.key(seeds["step"]), step)
+    metrics: dict[str, jax.Array] = {}
+    turn = 0
+    for update in program.updates:
+        for _ in range(update.repeats):
+            state, found = _apply_update(program, update, active, state, constants, batches,
+                                         jax.random.fold_in(key, turn), step)
+            turn += 1
+        metrics.update(found)
+    if program.ema_decay is not None:
+        state = state._replace(ema=_averaged(program, state, step))
+    return state, metrics
+
+
+def _apply_update(program: Program, update: Update, active: frozenset[str], state: State, constants: Constants,
+                  batches: Mapping[str, Any], key: jax.Array, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    groups = update.groups & active
+    moving = {path: leaf for path, leaf in state.trainable.items() if program.partition.group_of[path] in groups}
+    held = {path: leaf for path, leaf in state.trainable.items() if path not in moving} | constants.frozen
+    frozen_norms = program.frozen_norms(active)
+
+    def losses(moving: Flat, batch_stats: Any, batches: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        context, statistics = make_context(program.model, {**held, **moving}, batch_stats, update.streams, batches,
+                                           streams=program.streams, key=key, frozen_norms=frozen_norms,
+                                           joint=program.joint_forward, parameters={**state.trainable, **moving},
+                                           initial=constants.initial, progress=step / program.total_steps)
+        values, metrics = {}, {}
+        for term in update.terms:
+            value, extra = call_term(term, context)
+            metrics[term.name] = value
+            metrics |= {f"{term.name}/{name}": jax.lax.stop_gradient(v) for name, v in extra.items()}
+            values[term.name] = value * term.weight(step, program.total_steps)
+        if update.gradient_rule is not None:
+            metrics["loss"] = sum(values.values())
+            return jnp.stack(list(values.values())), (metrics, statistics())
+        total, extra = update.combine(values, {**held, **moving})
+        return total, ({**metrics, **extra, "loss": total}, statistics())
+
+    grads, metrics, batch_stats = _gradients(program, update, losses, moving, state.batch_stats, batches, key)
+    if program.clip_norm is not None:
+        norm = optax.tree.norm(grads)
+        metrics["gradient_norm"] = norm
+        scale = jnp.minimum(1.0, program.clip_norm / jnp.maximum(norm, 1e-12))
+        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+    trainable, opt_state = apply_groups(program.optimizer(constants.rates), grads, state.opt_state, state.trainable,
+                                        program.partition, groups)
+    return state._replace(trainable=trainable, opt_state=opt_state, batch_stats=batch_stats), metrics
+
+
+def _gradients(program: Program, update: Update, losses: Callable, moving: Flat, batch_stats: Any,
+               batches: Mapping[str, Any], key: jax.Array) -> tuple[Flat, dict[str, jax.Array], Any]:
+    """Gradients, metrics and statistics, averaged over micro-batches where `accumulate` is above 1."""
+    def one(batch_stats: Any, batches: Any, key: jax.Array) -> tuple[Flat, dict[str, jax.Array], Any]:
+        if update.gradient_rule is None:
+            (_, (metrics, moved)), grads = jax.value_and_grad(losses, has_aux=True)(moving, batch_stats, batches, key)
+        else:
+            grads, metrics, moved = _ruled_gradients(update, losses, moving, batch_stats, batches, key)
+        return grads, metrics, merge_statistics(batch_stats, moved)
+
+    count = program.accumulate
+    if count == 1:
+        return one(batch_stats, batches, key)
+    parts = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batches)
+
+    def body(carry: Any, number: jax.Array) -> tuple[Any, None]:
+        grads, metrics, stats = carry
+        part = jax.tree.map(lambda x: x[number], parts)
+        new, found, stats = one(stats, part, jax.random.fold_in(key, number))
+        return (*jax.tree.map(lambda a, b: a + b / count, (grads, metrics), (new, found)), stats), None
+
+    shapes = jax.eval_shape(one, batch_stats, jax.tree.map(lambda x: x[0], parts), key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1]))
+    (grads, metrics, stats), _ = jax.lax.scan(body, (*zeros, batch_stats), jnp.arange(count))
+    return grads, metrics, stats
+
+
+def _ruled_gradients(update: Update, losses: Callable, moving: Flat, batch_stats: Any, batches: Any,
+                     key: jax.Array) -> tuple[Flat, dict[str, jax.Array], Any]:
+    """One gradient per term, combined by the update's rule on flat vectors."""
+    values, pull, (metrics, moved) = jax.vjp(lambda m: losses(m, batch_stats, batches, key), moving, has_aux=True)
+    per_task = jax.vmap(lambda direction: pull(direction)[0])(jnp.eye(len(values), dtype=values.dtype))
+    _, unravel = jax.flatten_util.ravel_pytree(moving)
+    matrix = jax.vmap(lambda tree: jax.flatten_util.ravel_pytree(tree)[0])(per_task)
+    return unravel(update.gradient_rule(matrix, jax.random.fold_in(key, 1))), metrics, moved
+
+
+def _ema_targets(trainable: Flat, batch_stats: Any) -> Flat:
+    return ({f"params/{path}": leaf for path, leaf in trainable.items()}
+            | {f"stats/{path}": leaf for path, leaf in flatten(batch_stats).items()})
+
+
+def _averaged(program: Program, state: State, step: jax.Array) -> Flat:
+    decay = program.ema_decay
+    if program.ema_warmup:
+        decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    targets = _ema_targets(state.trainable, state.batch_stats)
+    return {path: old + (1 - decay) * (targets[path] - old) for path, old in state.ema.items()}
+
+
+def averaged_variables(state: State) -> tuple[Flat, Any]:
+    """The averaged parameters and statistics that `State.ema` holds."""
+    parts = {kind: {path.removeprefix(kind): leaf for path, leaf in state.ema.items() if path.startswith(kind)}
+             for kind in ("params/", "stats/")}
+    return parts["params/"], unflatten(parts["stats/"])
+
+
+def compile_chunk(program: Program, members: int, active: frozenset[str]) -> Callable[..., State]:
+    """A jitted `(state, constants, feeds, seeds, first_step, count) -> state` that runs `count` steps.
+
+    `count` is dynamic, so every chunk length shares one program. The state's buffers are donated.
+    """
+    axes = (0, 0, feed_axes(program), 0, None)
+    step_members = over_members(lambda *arguments: train_step(program, active, *arguments), members, axes)
+
+    def chunk(state: State, constants: Constants, feeds: Any, seeds: Any, first: jax.Array, count: jax.Array) -> State:
+        def body(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
+            step, state = carry
+            return step + 1, step_members(state, constants, feeds, seeds, step)
+
+        return jax.lax.while_loop(lambda carry: carry[0] < first + count, body, (first, state))[1]
+
+    return jax.jit(chunk, donate_argnums=0)
+
+
+def feed_axes(program: Program) -> dict[str, Any]:
+    """Member axes of the feeds: data on the device is shared by all seeds, their example lists are not."""
+    return {name: program.streams[name].feed_axes() for name in
+            dict.fromkeys(stream for update in program.updates for stream in update.streams)}
