@@ -1,70 +1,89 @@
-"""Quickstart draft."""
+"""Quickstart: eight ways of transfer from plain digits to digits over photographs, five seeds each, paired.
+
+MEASURED
+"""
+
+from __future__ import annotations
 
 import ml_collections
 
 from transfer_jax.core.config import parse_arg
 
 LABELS = (1, 5, 10)
-
-
-def task(stream: str) -> dict:
-    """The supervised term of the digits task on a stream."""
-    return dict(kind="task", task="digits", stream=stream)
+TARGET = dict(kind="tfds", name="digits_photo")
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """`steps`: updates of every stage on the target; `seeds`: how many seeds."""
-    args = parse_arg(arg, steps=200, pretrain_steps=400, seeds=5, batch=32)
-
-    def stream(name: str, **more) -> dict:
-        return dict(data=dict(kind="tfds", name=name), batch_size=args.batch, domain=name, **more)
-
-    streams = dict(
-        source=stream("digits"),
-        source_test=stream("digits", split="test"),
-        target_unlabelled=stream("digits_photo", split="train+test", labelled=False),
-        target_test=stream("digits_photo", split="train+test", per_class="[10:]"),
-    )
-    for labels in LABELS:
-        streams[f"target_{labels}"] = stream("digits_photo", split="train+test", labels_per_class=labels)
-
-    common = dict(steps=args.steps, evaluate=dict(target_test="digits"), schedule=dict(kind="cosine"))
-    frozen = dict(partition=(("heads/digits/.*", "head"), (".*", "frozen")))
-    stages = dict(
-        pretrain=dict(init="fresh", steps=args.pretrain_steps, lr=2e-3, schedule=dict(kind="cosine"),
-                      objective=dict(terms=dict(digits=task("source"))), evaluate=dict(source_test="digits")),
-        as_is=dict(init="pretrain", evaluate=dict(target_test="digits"), embed="target_test",
-                   title="source model as it is", tags=dict(method="source model as it is")),
-    )
-    for labels in LABELS:
-        target = dict(objective=dict(terms=dict(digits=task(f"target_{labels}"))), **common)
-
-        def tags(method: str, labels: int = labels) -> dict:
-            return dict(title=f"{method}, {labels} labels", tags=dict(method=method, labels=labels))
-
-        stages |= {
-            f"scratch_{labels}": dict(init="fresh", lr=2e-3, **target, **tags("from scratch")),
-            f"linear_{labels}": dict(init="pretrain", new=("heads/digits/.*",), groups=dict(head=dict(lr=1e-2)), **frozen,
-                                     **target, **tags("linear classifier on frozen features")),
-            f"finetune_{labels}": dict(init="pretrain", new=("heads/digits/.*",), lr=1e-3, **target,
-                                       **tags("full fine-tuning")),
-            f"lp_ft_{labels}": dict(init=f"linear_{labels}", lr=3e-4, **target,
-                                    **tags("linear probe, then fine-tuning")),
-        }
-    unlabelled = dict(init="pretrain", lr=1e-3, **common)
-    pair = dict(streams=dict(source="source", target="target_unlabelled"))
-    stages |= dict(
-        adversarial=dict(objective=dict(terms=dict(digits=task("source"), domain=dict(
-            kind="domain_adversarial", head="domain", **pair))), **unlabelled, title="domain-adversarial, no target labels",
-            tags=dict(method="domain-adversarial, no target labels")),
-        coral=dict(objective=dict(terms=dict(digits=task("source"), coral=dict(kind="deep_coral", weight=10.0, **pair))),
-                   **unlabelled, title="covariance alignment, no target labels",
-                   tags=dict(method="covariance alignment, no target labels")),
-    )
+    """`seeds`: how many; `steps`: updates of a stage with target labels (the others take twice as many)."""
+    args = parse_arg(arg, seeds=5, steps=300)
     return ml_collections.ConfigDict(dict(
-        name="quickstart", seeds=tuple(range(args.seeds)),
+        name="quickstart",
+        seeds=tuple(range(args.seeds)),
         model=dict(backbones=dict(backbone=dict(kind="small_cnn")),
-                   heads=dict(digits=dict(kind="linear"), domain=dict(kind="mlp", outputs=1, hidden=(64,)))),
-        streams=streams, tasks=dict(digits=dict(kind="classification", head="digits")), stages=stages,
-        report=dict(streams=("target_test",), row="method", x="labels"), log_every=50, checkpoint_every=0,
-    ))
+                   heads=dict(digits=dict(kind="linear"), new=dict(kind="mlp", tap="stage3", hidden=(64,)),
+                              domain=dict(kind="mlp", outputs=1, hidden=(64,)))),
+        tasks=dict(digits=dict(kind="classification", head="digits"), new=dict(kind="classification", head="new")),
+        streams=streams(),
+        stages=stages(args.steps),
+        report=dict(title="From plain digits to digits over photographs", streams=("target_test",), row="method",
+                    x="labels", reference="from scratch"),
+        export=f"finetune_{LABELS[-1]}", log_every=25, checkpoint_every=0))
+
+
+def streams() -> dict:
+    """The source with all its training labels; the target with few, with none, and the rest as the test set."""
+    def target(**selection) -> dict:
+        return dict(data=TARGET, split="train+test", domain="photo", batch_size=32, **selection)
+
+    source = dict(data=dict(kind="tfds", name="digits"), domain="plain", batch_size=32)
+    return dict(
+        source=source, source_test=dict(source, split="test"),
+        target_unlabelled=target(labelled=False), target_test=target(per_class=f"[{LABELS[-1]}:]"),
+        **{f"target_{labels}": target(labels_per_class=labels) for labels in LABELS})
+
+
+def stages(steps: int) -> dict:
+    """Source pretraining, then every method from its result (or from scratch)."""
+    on_target = dict(evaluate=dict(target_test="digits"), eval_every=100, schedule=dict(kind="cosine"))
+    result = dict(
+        pretrain=dict(title="source pretraining", init="fresh", steps=2 * steps, lr=2e-3,
+                      schedule=dict(kind="cosine"), objective=supervised("source"),
+                      evaluate=dict(source_test="digits"), eval_every=100),
+        as_is=dict(title="source model as it is", tags=dict(method="source model as it is"), init="pretrain",
+                   evaluate=dict(target_test="digits"), embed="target_test"))
+    for labels in LABELS:
+        for name, (method, settings) in with_labels(f"target_{labels}", labels).items():
+            result[f"{name}_{labels}"] = dict(title=f"{method}, {labels} labels per class", steps=steps,
+                                              tags=dict(method=method, labels=labels), **{**on_target, **settings})
+    pair = dict(source="source", target="target_unlabelled")
+    alignments = dict(
+        adversarial=("domain-adversarial (no labels)",
+                     dict(kind="domain_adversarial", head="domain", streams=pair, max_scale=0.3)),
+        coral=("covariance alignment (no labels)", dict(kind="deep_coral", streams=pair, weight=10.0)))
+    for name, (method, term) in alignments.items():
+        result[name] = dict(title=method, tags=dict(method=method), init="pretrain", steps=2 * steps, lr=1e-3,
+                            objective=supervised("source", alignment=term), embed="target_test", **on_target)
+    return result
+
+
+def supervised(stream: str, task: str = "digits", **more) -> dict:
+    """An objective: the task's loss on a labelled stream, and further terms."""
+    return dict(terms={task: dict(kind="task", task=task, stream=stream), **more})
+
+
+def with_labels(stream: str, labels: int) -> dict:
+    """The methods that see `labels` target labels per class: name -> (method, settings of its stage)."""
+    def head_only(head: str, lr: float) -> dict:
+        return dict(partition=((f"heads/{head}/.*", "head"), (".*", "frozen")), groups=dict(head=dict(lr=lr)))
+
+    digits = dict(objective=supervised(stream))
+    return dict(
+        scratch=("from scratch", dict(digits, init="fresh", lr=2e-3)),
+        linear=("linear on frozen features",
+                dict(digits, init="pretrain", new=("heads/digits/.*",), **head_only("digits", 1e-2))),
+        new_head=("frozen backbone + new head",
+                  dict(init="pretrain", objective=supervised(stream, "new"), evaluate=dict(target_test="new"),
+                       **head_only("new", 1e-3))),
+        finetune=("full fine-tuning", dict(digits, init="pretrain", new=("heads/digits/.*",), lr=1e-3,
+                                           **(dict(embed="target_test") if labels == LABELS[-1] else {}))),
+        lp_ft=("linear probe, then fine-tuning", dict(digits, init=f"linear_{labels}", lr=3e-4)))

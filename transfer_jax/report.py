@@ -1,4 +1,7 @@
-"""Rebuilds the report of a run, or merges several: `python -m transfer_jax.report --workdir DIR [DIR...] [--out DIR]`."""
+"""Rebuilds the report of a run, or merges those of several.
+
+`python -m transfer_jax.report --workdir DIR [DIR...] [--out DIR]`
+"""
 
 from __future__ import annotations
 

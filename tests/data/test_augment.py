@@ -122,7 +122,7 @@ def test_identity_settings_change_nothing():
 def test_windows_have_the_asked_area_and_aspect():
     u = np.random.default_rng(0).random((4, 5000))
     top, left, tall, wide = geometry.crop_window(u, 100, 100, (0.2, 0.5), (0.8, 1.25), np)
-    assert (top >= 0).all() and (left >= 0).all() and (top + tall <= 100 + 1e-9).all() and (left + wide <= 100.001).all()
+    assert min(top.min(), left.min()) >= 0 and max((top + tall).max(), (left + wide).max()) <= 100 + 1e-9
     assert stats.kstest(tall * wide / 1e4, stats.uniform(0.2, 0.3).cdf).pvalue > 1e-3
     assert stats.kstest(np.log(wide / tall), stats.uniform(np.log(0.8), 2 * np.log(1.25)).cdf).pvalue > 1e-3
 

@@ -85,7 +85,7 @@ def test_resizing():
 
 
 def test_channels():
-    assert (set_channels(PIXELS[..., :1], 3) == PIXELS[..., :1]).all() and set_channels(PIXELS[..., :1], 3).shape[2] == 3
+    assert (set_channels(PIXELS[..., :1], 3) == np.repeat(PIXELS[..., :1], 3, axis=2)).all()
     luminance = PIXELS @ [0.299, 0.587, 0.114]
     assert np.abs(set_channels(PIXELS, 1)[..., 0] - luminance).max() <= 1
     with pytest.raises(UserError, match="my.tif has 5 channels"):
@@ -104,6 +104,7 @@ def test_prediction_sees_what_evaluation_sees(storage):
         fed = next(opened.evaluation_batches(2))
         batch = opened.evaluation_batch({key: value[0] for key, value in fed.items()})
     description = json.loads(json.dumps(preprocessing(spec)))
+    assert opened.description == description
     alone = preprocess_image(encoded(Image.fromarray(PIXELS)), description)
     assert alone.shape == (5, 4, 1) and alone.dtype == np.float32
     np.testing.assert_allclose(batch["image"][1], alone, atol=1e-6)

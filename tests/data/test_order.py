@@ -59,6 +59,22 @@ def test_place_of_a_step_is_exact_integer_arithmetic(step, batch, n):
         assert int(epoch[slot]) == (position // n) % 2**32
 
 
+def test_scaling_a_word_is_the_exact_high_half_of_the_product():
+    generator = np.random.default_rng(0)
+    words = np.concatenate([generator.integers(0, 2**32, 5000), [0, 1, 2**32 - 1]]).astype(np.uint32)
+    for n in (1, 2, 10, 65535, 65536, 65537, 1300003, 2**31 - 1):
+        exact = words.astype(np.uint64) * np.uint64(n) >> np.uint64(32)
+        assert (order._below(words, np.uint32(n), np) == exact).all()
+        assert (order._below(jnp.asarray(words), jnp.uint32(n), jnp) == exact.astype(np.uint32)).all()
+
+
+def test_words_of_any_size_and_sign_hash_alike_in_numpy_and_jax():
+    for words in [(2**32 - 1, 0), (-1, 0), (2**40 + 3, 7), (3, 2**31)]:
+        assert int(order.hashed(*words)) == int(order.hashed(*words, xp=jnp))
+    assert int(order.hashed(-1)) == int(order.hashed(2**32 - 1)) != int(order.hashed(0))
+    assert int(order.hashed(1, 2)) != int(order.hashed(2, 1))
+
+
 def test_seeds_and_epochs_differ():
     first = order.permute(np.arange(50), 0, 50, 1)
     assert (first != order.permute(np.arange(50), 0, 50, 2)).any()

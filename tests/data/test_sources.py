@@ -55,7 +55,8 @@ def test_bad_folders_are_explained(tmp_path):
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_tables(image_folder, form):
-    rows = {"path": ["cat/000.png", "dog/001.png", "owl/002.png"], "label": [10, 9, 10], "split": ["train", "train", "t"]}
+    rows = {"path": ["cat/000.png", "dog/001.png", "owl/002.png"], "label": [10, 9, 10],
+            "split": ["train", "train", "t"]}
     file = image_folder / f"list.{form}"
     if form == "csv":
         file.write_text("\n".join(["path,label,split", *(",".join(map(str, row)) for row in zip(*rows.values(),
@@ -124,10 +125,11 @@ def test_arrays_from_a_file(tmp_path):
     ({"images": np.zeros((3, 4, 4), np.uint8)}, "'images' is unknown"),
     ({"label": np.zeros(3, int)}, "no 'image' array"),
     ({}, "there is no array"),
+    ({"image": np.zeros((3, 4, 4), np.uint8), "label": np.array([0, 1, 7]), "names": ("a", "b")}, "reach 7, but"),
 ])
 def test_bad_arrays_are_explained(arrays, message):
     with pytest.raises(UserError) as caught:
-        from_arrays(arrays)
+        from_arrays({key: value for key, value in arrays.items() if key != "names"}, arrays.get("names"))
     assert message in str(caught.value)
 
 
@@ -204,7 +206,8 @@ def test_merge(tmp_path, write_images):
     assert "y/train/a" in splits["train"].name_of(5)
     chosen = source("merge", parts=({**parts[0], "split": "train", "classes": ("b",)},
                                     {**parts[1], "split": "test[:4]", "classes": ("b",)}))["train"]
-    assert chosen.class_names == ("b",) and chosen.labels.tolist() == [0] * 5 and chosen.domains.tolist() == [0, 0, 0, 1, 1]
+    assert chosen.class_names == ("b",) and chosen.labels.tolist() == [0] * 5
+    assert chosen.domains.tolist() == [0, 0, 0, 1, 1]
     with pytest.raises(UserError, match="every part"):
         source("merge", parts=({**parts[0], "split": "train"}, parts[1]))
     with pytest.raises(UserError, match="different classes"):

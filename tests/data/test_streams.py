@@ -73,6 +73,15 @@ def test_host_batches_resume_from_the_step_alone_and_do_not_depend_on_threads():
     assert "label_probs" in first[0] and (first[0]["image"] != first[1]["image"]).any()
 
 
+@pytest.mark.parametrize("storage", ["device", "host"])
+def test_augmentation_is_drawn_anew_for_every_step_member_and_slot(storage):
+    blank = {"image": np.full((4, 9, 9, 1), 128, np.uint8), "label": np.zeros(4, int)}
+    opened = stream(blank, storage=storage, batch_size=4, augment=({"kind": "noise"},))
+    batches = device_batches(opened, range(3)) if storage == "device" else host_batches(opened, 3)
+    images = np.stack([batch["image"] for batch in batches]).reshape(3 * 2 * 4, -1)
+    assert len(np.unique(images, axis=0)) == len(images)
+
+
 def test_processes_hold_contiguous_blocks_of_the_same_global_batch():
     opened = stream(storage="host", augment=({"kind": "crop"},))
     whole = opened.host_batches(0, 0, 1)
@@ -141,6 +150,13 @@ def test_a_member_does_not_depend_on_its_company():
     both, alone = stream(seeds=(4, 9), labels_per_class=5), stream(seeds=(9,), labels_per_class=5)
     one, other = device_batches(both, [2])[0], device_batches(alone, [2])[0]
     same({key: value[1:] for key, value in one.items()}, other)
+
+
+def test_streams_that_differ_only_in_name_and_number_of_labels_compile_once():
+    few, many = stream(name="few", labels_per_class=2), stream(name="many", labels_per_class=6)
+    shapes = [jax.tree.map(lambda value: (np.shape(value), np.asarray(value).dtype), opened.feed())
+              for opened in (few, many)]
+    assert shapes[0] == shapes[1] and (few.feed()["count"], many.feed()["count"]) == (6, 18)
 
 
 def test_streams_of_different_names_do_not_walk_in_step():

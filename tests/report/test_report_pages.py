@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import time
 import xml.etree.ElementTree as ElementTree
 
@@ -14,6 +15,8 @@ from synthetic_workdir import make_workdir
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.experiment.report import projection, style, terminal_table, write_report
+from transfer_jax.experiment.report.collect import read_run
+from transfer_jax.experiment.report.document import _features_before
 from transfer_jax.experiment.report.statistics import summarize
 
 FEW = ("source model as it is", "from scratch", "full fine-tuning")
@@ -109,6 +112,25 @@ def test_diverged_seeds_do_not_break_the_page(tmp_path):
             result["metrics"]["accuracy"][0] = None
     (workdir / "results.json").write_text(json.dumps(results))
     assert "diverged (1/5)" in write_report([workdir], tmp_path / "out").html.read_text()
+
+
+def test_features_before_come_from_the_same_images_where_any_stage_has_them(tmp_path):
+    workdir = make_workdir(tmp_path / "run", methods=FEW, points=12)
+    path = workdir / "stages.json"
+    stages = json.loads(path.read_text())
+    stages["source_model_as_it_is"]["trainable"] = 0
+    stages["full_fine-tuning_5"]["init"] = "previous"
+    path.write_text(json.dumps(stages))
+    measured = workdir / "predictions" / "source_model_as_it_is"
+    measured.mkdir()
+    shutil.copy(workdir / "predictions" / "full_fine-tuning_10" / "target_test.npz", measured)
+    run = read_run(workdir)
+    assert run.start("full_fine-tuning_5") == "full_fine-tuning_1" and run.start("pretrain") is None
+    after = run.features("full_fine-tuning_10")
+    origin, before = _features_before(run, "full_fine-tuning_10", after)
+    assert origin == "source_model_as_it_is" and set(before) == set(after) == {"target_test"}
+    page = write_report([workdir], tmp_path / "out").html.read_text()
+    assert "before: source model as it is" in page
 
 
 @pytest.mark.parametrize("name, content, words", [

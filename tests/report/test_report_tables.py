@@ -161,8 +161,9 @@ def test_a_table_too_wide_for_the_terminal_is_split_by_selection(tmp_path):
 def test_group_tables_are_shared_by_equal_stages_and_say_what_is_frozen(tmp_path):
     runs = read_runs([make_workdir(tmp_path / "run", methods=FEW)])
     found = {table.title: table.rows for table in scores.group_tables(runs, "method")}
-    assert list(found) == ["Source pretraining; source model as it is; from scratch", "frozen backbone, new head"]
-    backbone = found["frozen backbone, new head"][0]
+    assert list(found) == ["Source pretraining; source model as it is; from scratch (all trained)",
+                           "frozen backbone, new head (not trained: backbone 99.8%)"]
+    backbone = found["frozen backbone, new head (not trained: backbone 99.8%)"][0]
     assert list(backbone) == ["backbone", "24", "272,474", "99.8%", "frozen", "-", "-", "0 B"]
 
 

@@ -9,31 +9,32 @@ import jax
 import jax.numpy as jnp
 
 
-def over_members(function: Callable, members: int, in_axes: Any = 0, out_axes: Any = 0) -> Callable:
-    """`jax.vmap` over the leading member axis; a single member runs without any batching rule.
+def over_members(function: Callable, members: int, in_axes: Any = 0, how: str = "auto") -> Callable:
+    """`function` of one member -> a function of all, whose results have a leading member axis.
 
-    The plain path matters: a convolution vmapped over one member is still a grouped convolution.
+    Args:
+      function: takes and returns trees of arrays.
+      members: how many there are. A single one runs without any batching rule: a convolution vmapped over one member
+        would still be a grouped convolution.
+      in_axes: as for `jax.vmap`; 0 or None, or a tree of them, for each argument.
+      how: 'vmap', 'map' (one member after the other inside the compiled program) or 'auto': 'map' on a CPU, whose
+        cores are busy with one member and whose compiler takes the members one by one in any case, else 'vmap'.
     """
-    if members > 1:
-        return jax.vmap(function, in_axes=in_axes, out_axes=out_axes)
-
-    def single(*arguments: Any) -> Any:
-        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(arguments)
-        taken = [_take(argument, axis) for argument, axis in zip(arguments, axes, strict=True)]
-        return _expand(function(*taken), out_axes)
-
-    return single
-
-
-def _take(tree: Any, axes: Any) -> Any:
-    """Removes the member axis from the parts of `tree` whose axis (a prefix tree, as in vmap) is 0."""
-    return jax.tree.map(lambda axis, part: part if axis is None else jax.tree.map(lambda x: x[0], part),
-                        axes, tree, is_leaf=lambda axis: axis is None)
+    axes = in_axes if isinstance(in_axes, tuple) else (in_axes,)
+    if members == 1:
+        return lambda *arguments: jax.tree.map(lambda leaf: jnp.asarray(leaf)[None],
+                                               function(*_taken(arguments, axes, 0)))
+    if how == "vmap" or (how == "auto" and jax.default_backend() != "cpu"):
+        return jax.vmap(function, in_axes=in_axes)
+    return lambda *arguments: jax.lax.map(lambda index: function(*_taken(arguments, axes, index)),
+                                          jnp.arange(members))
 
 
-def _expand(tree: Any, axes: Any) -> Any:
-    return jax.tree.map(lambda axis, part: part if axis is None else jax.tree.map(lambda x: jnp.asarray(x)[None], part),
-                        axes, tree, is_leaf=lambda axis: axis is None)
+def _taken(arguments: tuple[Any, ...], axes: tuple[Any, ...], index: Any) -> list[Any]:
+    """The arguments of one member; `axes` are prefix trees, as in vmap."""
+    return [jax.tree.map(lambda axis, part: part if axis is None else jax.tree.map(lambda leaf: leaf[index], part),
+                         axis, argument, is_leaf=lambda axis: axis is None)
+            for argument, axis in zip(arguments, axes, strict=True)]
 
 
 def member(tree: Any, index: int) -> Any:

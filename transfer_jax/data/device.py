@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,34 +18,46 @@ from transfer_jax.data.spec import StreamSpec
 from transfer_jax.data.stream import Batch, Stream, read_example
 
 Feed = dict[str, Any]
+LEAST_TABLE = 512
+LEAST_ROWS = 128
+MOST_PADDED = 16 * 2**20  # bytes
 
 
+@dataclasses.dataclass
 class DeviceStream(Stream):
     """`tables` holds the examples that any member uses: uint8 images [N,H,W,C], `index` int32 [N], labels and so on."""
 
-    storage = "device"
     tables: dict[str, np.ndarray]
+
+    storage = "device"
 
     @property
     def example_shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         return self._shapes({key: value[0] for key, value in self.tables.items()})
 
     def feed(self) -> Feed:
-        """What is put on the device once: {'data': tables, 'rows': int32 [S, n]}, rows pointing into the tables."""
+        """What is put on the device once: tables, `rows` int32 [S, n] pointing into them, `count` n, `salt`.
+
+        Tables and rows are padded to a power of two and their true length is data: so streams that differ only in the
+        number of labels, or in their name, share one compiled program.
+        """
         rows = np.searchsorted(self.tables["index"], self.indices).astype(np.int32)
-        return {"data": dict(self.tables), "rows": rows}
+        return {"data": {key: _padded(value, 0, LEAST_TABLE) for key, value in self.tables.items()},
+                "rows": _padded(rows, 1, LEAST_ROWS), "count": np.uint32(self.size),
+                "salt": np.uint32(self.salt)}
 
     def feed_axes(self) -> dict[str, int | None]:
         """vmap in_axes of `feed` over members."""
-        return {"data": None, "rows": 0}
+        return {"data": None, "rows": 0, "count": None, "salt": None}
 
     def batch(self, feed: Feed, seed: Any, step: Any) -> Batch:
         """The training batch of `step` of one member (`rows` int32 [n]). Traced; seed and step may be traced too."""
         slots = jnp.arange(self.spec.batch_size, dtype=jnp.uint32)
-        picked = order.draw(step, self.spec.batch_size, feed["rows"].shape[0], self.order_seed(seed, jnp), slots, jnp)
+        own = order.hashed(seed, feed["salt"], xp=jnp)
+        picked = order.draw(step, self.spec.batch_size, feed["count"], own, slots, jnp)
         batch = _gather(feed["data"], feed["rows"][picked])
         batch["weight"] = jnp.ones(self.spec.batch_size, jnp.float32)
-        return self._finish(batch, seed, step, slots)
+        return self._finish(batch, own, step, slots)
 
     def evaluation_feed(self, batch_size: int) -> Feed:
         """The feed of an exact pass: the same as that of training."""
@@ -53,19 +66,29 @@ class DeviceStream(Stream):
     def evaluation_batch(self, feed: Feed, number: Any, batch_size: int) -> Batch:
         """Batch `number` (may be traced) of an exact pass in order, not augmented; padding has weight 0. Traced."""
         position = number * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-        size = feed["rows"].shape[0]
+        size = feed["count"].astype(jnp.int32)
         batch = _gather(feed["data"], feed["rows"][jnp.minimum(position, size - 1)])
         batch["weight"] = (position < size).astype(jnp.float32)
         return self._finish(batch)
+
+
+def _padded(value: np.ndarray, axis: int, least: int) -> np.ndarray:
+    """`value` with zeros added along `axis` up to a power of two, at least `least`; large tables stay as they are."""
+    length = value.shape[axis]
+    wanted = max(least, 1 << (length - 1).bit_length())
+    if value.nbytes * wanted > MOST_PADDED * length:
+        return value
+    widths = [(0, wanted - length if i == axis else 0) for i in range(value.ndim)]
+    return np.pad(value, widths)
 
 
 def _gather(data: Mapping[str, Any], rows: Any) -> Batch:
     return {key: jnp.take(value, rows, axis=0, mode="clip") for key, value in data.items()}
 
 
-def load_tables(dataset: Dataset, rows: np.ndarray, spec: StreamSpec, loaded: dict[int, dict],
-                where: str) -> tuple[dict[int, dict], dict[int, UnreadableImage]]:
-    """Reads those of `rows` not yet in `loaded`, in threads; returns all readable examples and the faults by row."""
+def read_missing(dataset: Dataset, rows: np.ndarray, spec: StreamSpec,
+                 loaded: dict[int, dict]) -> dict[int, UnreadableImage]:
+    """Reads those of `rows` that are not yet in `loaded` into it, in threads; returns the faults by row."""
     missing = [int(row) for row in rows if int(row) not in loaded]
     faults: dict[int, UnreadableImage] = {}
 
@@ -79,11 +102,12 @@ def load_tables(dataset: Dataset, rows: np.ndarray, spec: StreamSpec, loaded: di
         for row, found in pool.map(read, missing):
             if isinstance(found, UnreadableImage):
                 if spec.on_bad_example == "error":
+                    pool.shutdown(wait=False, cancel_futures=True)
                     raise found
                 faults[row] = found
             else:
                 loaded[row] = found
-    return loaded, faults
+    return faults
 
 
 def stack(examples: list[dict[str, np.ndarray]], dataset: Dataset, where: str) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -52,7 +53,7 @@ class HostStream(Stream):
 
     def batch(self, fed: Batch, seed: Any, step: Any) -> Batch:
         """Finishes one member's fed batch [B, ...]: float, mixing augmentations, normalisation. Traced."""
-        return self._finish(fed, seed, step, None, per_example=False)
+        return self._finish(fed, self.order_seed(seed, jnp), step, None, per_example=False)
 
     def evaluation_feed(self, batch_size: int) -> None:
         """Nothing is put on the device beforehand."""

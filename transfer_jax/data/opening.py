@@ -13,7 +13,7 @@ from transfer_jax.core.spec import Component, check_arguments, lookup
 from transfer_jax.data import augment
 from transfer_jax.data.dataset import Dataset, keep_classes
 from transfer_jax.data.decoding import UnreadableImage
-from transfer_jax.data.device import DeviceStream, load_tables, stack
+from transfer_jax.data.device import DeviceStream, read_missing, stack
 from transfer_jax.data.host import HostStream
 from transfer_jax.data.preprocessing import check_channels, preprocessing
 from transfer_jax.data.selection import select
@@ -48,7 +48,7 @@ def make_stream(splits: Mapping[str, Dataset], name: str, spec: StreamSpec, seed
     indices = _choose(dataset, spec, seeds, frozenset(), where)
     first = _first_readable(dataset, indices[0], spec, where)
     check_channels(preprocessing(spec), first["image"].shape[2], where)
-    plan.check(first, labelled=spec.labelled, where=where)
+    plan.check(first, where)
     used = np.unique(indices)
     total = len(used) * sum(value.nbytes for value in first.values())
     if spec.storage == "host" or (spec.storage == "auto" and total > spec.device_bytes):
@@ -56,16 +56,15 @@ def make_stream(splits: Mapping[str, Dataset], name: str, spec: StreamSpec, seed
     loaded: dict[int, dict] = {}
     bad: dict[int, UnreadableImage] = {}
     while True:  # a bad example is replaced by the next of its class, which may be bad too
-        loaded, faults = load_tables(dataset, used, spec, loaded, where)
+        faults = read_missing(dataset, used, spec, loaded)
         if not faults:
             break
         bad.update(faults)
         indices = _choose(dataset, spec, seeds, frozenset(bad), where)
         used = np.unique(indices)
     ledger.update({dataset.name_of(row): str(error) for row, error in bad.items()})
-    stream = DeviceStream(name, spec, dataset, indices, tuple(seeds), ledger, plan)
-    stream.tables = stack([loaded[int(row)] for row in used], dataset, where)
-    return stream
+    tables = stack([loaded[int(row)] for row in used], dataset, where)
+    return DeviceStream(name, spec, dataset, indices, tuple(seeds), ledger, plan, tables)
 
 
 def _choose(dataset: Dataset, spec: StreamSpec, seeds: tuple[int, ...], bad: frozenset[int],

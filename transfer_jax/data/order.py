@@ -30,7 +30,7 @@ def _mix(x: Any, xp: ModuleType) -> Any:
 def _word(value: Any, xp: ModuleType) -> Any:
     """`value` modulo 2^32 as uint32 (Python integers of any size and sign included)."""
     if isinstance(value, int):
-        value = value & 0xFFFFFFFF
+        return xp.uint32(value & 0xFFFFFFFF)
     return xp.asarray(value).astype(xp.uint32)
 
 
@@ -64,10 +64,18 @@ def permute(offset: Any, epoch: Any, n: Any, seed: Any, xp: ModuleType = np) -> 
     return x.astype(xp.int32)
 
 
+def _below(word: Any, n: Any, xp: ModuleType) -> Any:
+    """floor(word * n / 2^32): uniform in [0, n) for a uniform word. The high half of the product, put together from
+    16-bit halves: processors divide integers one by one, and n is seldom known when the step is compiled."""
+    low, half = xp.uint32(0xFFFF), xp.uint32(16)
+    middle = (word >> half) * (n & low) + ((word & low) * (n & low) >> half)
+    return (word >> half) * (n >> half) + (middle >> half) + ((word & low) * (n >> half) + (middle & low) >> half)
+
+
 def _round(number: Any, x: Any, key: Any, n: Any, xp: ModuleType) -> Any:
     """One round of the shuffle on uint32 indices x."""
     round_key = _mix(key + number * xp.uint32(2 * GOLDEN & 0xFFFFFFFF) + xp.uint32(GOLDEN), xp)
-    partner = round_key % n + n - x
+    partner = _below(round_key, n, xp) + n - x
     partner = xp.where(partner >= n, partner - n, partner)
     # The high bit: in a multiplicative hash the low bits depend on low bits of the input only.
     bit = _mix(xp.maximum(x, partner) ^ (round_key * xp.uint32(GOLDEN)), xp) >> xp.uint32(31)

@@ -47,7 +47,9 @@ class Stream:
 
     @property
     def description(self) -> dict[str, Any]:
-        return preprocessing(self.spec)
+        """What must travel with the weights, for `preprocess_image`; size and channels are those of the batches."""
+        height, width, channels = self.example_shapes["image"][0]
+        return {**preprocessing(self.spec), "image_size": [height, width], "channels": channels}
 
     @property
     def shared_rows(self) -> bool:
@@ -68,29 +70,34 @@ class Stream:
     def order_seed(self, seed: Any, xp: Any = np) -> Any:
         """The seed of this stream's order. The name enters it: else two streams of one size would walk in step, and
         since rows are sorted alike their batches would show the same classes at the same places."""
-        return order.hashed(seed, np.uint32(zlib.crc32(self.name.encode())), xp=xp)
+        return order.hashed(seed, np.uint32(self.salt), xp=xp)
+
+    @property
+    def salt(self) -> int:
+        """A number made of the name."""
+        return zlib.crc32(self.name.encode())
 
     def drawn(self, step: int, seed: int, slots: np.ndarray | None = None) -> np.ndarray:
         """Host form of the draw: positions in a row of `indices`, int32 [batch] (or one per slot)."""
         return order.draw(step, self.spec.batch_size, self.size, self.order_seed(seed), slots)
 
-    def _finish(self, batch: Batch, seed: Any = None, step: Any = None, slots: Any = None,
+    def _finish(self, batch: Batch, order_seed: Any = None, step: Any = None, slots: Any = None,
                 per_example: bool = True) -> Batch:
         """uint8 images -> augmented (when a step is given) and normalised float32; masks -> int32. Traced."""
         batch = {**batch, "image": batch["image"].astype(jnp.float32) * np.float32(1 / 255)}
         if "mask" in batch:
             batch["mask"] = batch["mask"].astype(jnp.int32)
         if step is not None and self.spec.augment:
-            key = jax.random.fold_in(jax.random.key(self.order_seed(seed, jnp)), step)
+            key = jax.random.fold_in(jax.random.key(order_seed), step)
             batch = self.plan.apply(batch, key, slots, len(self.class_names), per_example)
-        batch["image"] = normalise(batch["image"], self.description, jnp)
+        batch["image"] = normalise(batch["image"], preprocessing(self.spec), jnp)
         return batch
 
     def _shapes(self, example: Mapping[str, np.ndarray]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """`example_shapes`, found by tracing the end of the pipeline on a batch of one."""
         one = {key: jax.ShapeDtypeStruct((1, *value.shape), value.dtype) for key, value in example.items()}
         one["weight"] = jax.ShapeDtypeStruct((1,), np.float32)
-        done = jax.eval_shape(lambda batch: self._finish(batch, 0, 0, jnp.arange(1)), one)
+        done = jax.eval_shape(lambda batch: self._finish(batch, jnp.uint32(0), 0, jnp.arange(1)), one)
         return {key: (tuple(value.shape[1:]), np.dtype(value.dtype)) for key, value in done.items()}
 
 

@@ -40,6 +40,7 @@ class Evaluator:
     Attributes:
       feed: the stream's data on the device, or None for a stream from the host.
       tap: name of the features to return with the examples, or None.
+      how: how members run together; see `over_members`.
     """
 
     model: Model
@@ -50,6 +51,7 @@ class Evaluator:
     num_classes: int
     batch_size: int
     tap: str | None = None
+    how: str = "auto"
     place: Callable[[Mapping[str, Any]], Any] = dict
     _compiled: dict[str, Callable] = field(default_factory=dict)
 
@@ -78,7 +80,7 @@ class Evaluator:
 
     def _compile(self) -> Callable:
         axes = (0, 0, self.stream.feed_axes(), None)
-        return jax.jit(over_members(self._measure, self.members, axes))
+        return jax.jit(over_members(self._measure, self.members, axes, self.how))
 
     def _measure(self, params: Any, batch_stats: Any, feed: Any, number: jax.Array) -> tuple[Any, Any]:
         batch = self.stream.evaluation_batch(feed, number, self.batch_size)

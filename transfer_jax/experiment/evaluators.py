@@ -26,7 +26,7 @@ class Evaluators:
             self._made[stream, task, tap] = Evaluator(
                 assembly.model, assembly.stream(stream), assembly.spec.tasks[task], assembly.feed(stream),
                 assembly.members, len(assembly.class_names(task)) or 1, assembly.spec.eval_batch_size, tap,
-                place=lambda batch: place_batch(assembly.mesh, batch))
+                assembly.spec.members, place=lambda batch: place_batch(assembly.mesh, batch))
         return self._made[stream, task, tap]
 
     def scores(self, stage: StageSpec, params: Flat, batch_stats: Any, examples: bool = False) -> dict[str, Scores]:

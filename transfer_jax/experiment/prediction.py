@@ -74,7 +74,7 @@ def answer(model: ExportedModel, task: str, paths: Sequence[Path], batch_size: i
     shape = tuple(entry["image_shape"])
     for start in range(0, len(paths), batch_size):
         read = [(path, image) for path in paths[start:start + batch_size]
-                if (image := _read(path, entry["preprocessing"], shape, skip_bad)) is not None]
+                if (image := _read(path, entry["preprocessing"], skip_bad)) is not None]
         if not read:
             continue
         images = np.zeros((batch_size, *shape), np.float32)  # one shape, one program
@@ -84,18 +84,14 @@ def answer(model: ExportedModel, task: str, paths: Sequence[Path], batch_size: i
             yield path, {name: values[row] for name, values in found.items()}
 
 
-def _read(path: Path, description: dict[str, Any], shape: tuple[int, ...], skip_bad: bool) -> np.ndarray | None:
+def _read(path: Path, description: dict[str, Any], skip_bad: bool) -> np.ndarray | None:
     try:
-        image = preprocess_image(path, description)
+        return preprocess_image(path, description)
     except UnreadableImage as error:
         if not skip_bad:
             raise
         print(f"skipped: {error}", file=sys.stderr)
         return None
-    if image.shape != shape:
-        # Training saw one shape without resizing; a picture of another shape needs the resizing spelt out.
-        image = preprocess_image(path, {**description, "image_size": list(shape[:2]), "channels": shape[2]})
-    return image
 
 
 def write_answers(out: Path | None, answers: Sequence[tuple[Path, dict[str, np.ndarray]]],

@@ -20,7 +20,7 @@ from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.compilation import enable_compilation_cache
 from transfer_jax.experiment.evaluators import Evaluators, labelled
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
-from transfer_jax.experiment.stage import ReadyStage, fresh_variables, objective_parameters, prepare, renew
+from transfer_jax.experiment.stage import ReadyStage, fresh_variables, objective_parameters, prepare, renew, total_steps
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.training.interruption import StopRequest
 from transfer_jax.training.loop import Cadence, Hooks, train
@@ -48,14 +48,20 @@ class Runner:
     def run(self) -> None:
         """Trains what is not done yet. Raises `Interrupted` after a signal, with everything saved."""
         names = list(self.spec.stages)
+        steps = self.planned_steps()
         with (MetricWriter(self.workdir.path) as writer, StopRequest() as stop,
-              Progress(len(names), enabled=not self.quiet) as progress):
+              Progress(len(names), enabled=not self.quiet, total_steps=sum(steps.values())) as progress):
             for number, name in enumerate(names):
                 if self.workdir.record(name) is not None:
-                    progress.skip_stage(self.spec.stages[name].title or name, 0)
+                    progress.skip_stage(self.spec.stages[name].title or name, steps[name])
                     continue
                 StageRun(self, name, names[number - 1] if number else None, writer, progress, stop).run()
                 self.workdir.collect(names)
+
+    def planned_steps(self) -> dict[str, int]:
+        """The length of every stage."""
+        return {name: total_steps(stage, {stream: self.assembly.stream(stream) for stream in stage.objective.streams()}
+                                  if stage.steps is None else {}) for name, stage in self.spec.stages.items()}
 
     def start_variables(self, stage: StageSpec, ready: ReadyStage, before: str | None) -> tuple[Flat, Any]:
         """Parameters and statistics at the stage's start, with a member axis."""

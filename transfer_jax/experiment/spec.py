@@ -111,6 +111,7 @@ class ExperimentSpec(Spec):
     log_every: int = Field(default=50, ge=1)
     checkpoint_every: int = Field(default=1000, ge=0)  # steps; 0: only at the end of a stage
     keep_checkpoints: int = Field(default=2, ge=1)
+    members: Literal["auto", "vmap", "map"] = "auto"  # how the seeds run together: vmap, on a CPU one by one
     steps_per_dispatch: int = Field(default=0, ge=0)  # 0: chosen so that the host looks in twice a second
     mesh: dict[str, int] = {"data": -1}
     compilation_cache: str | None = "default"  # a folder, "default" (the user's cache) or None

@@ -91,7 +91,8 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
         total_steps=steps, norm_paths=assembly.model.norm_paths(variables), mesh=assembly.mesh,
         clip_norm=spec.clip_norm, accumulate=spec.accumulate, joint_forward=spec.joint_forward,
         stored_norms=spec.batch_norm == "stored", ema_decay=spec.ema.decay if spec.ema else None,
-        ema_warmup=spec.ema.warmup if spec.ema else True, log_every=assembly.spec.log_every)
+        ema_warmup=spec.ema.warmup if spec.ema else True, log_every=assembly.spec.log_every,
+        members=assembly.spec.members)
     _check_batches(program, where)
     keeps_start = any("initial_parameters" in term.parameters_needed for term in terms)
     return ReadyStage(name, spec, program, defaults, shapes, keeps_start)
@@ -130,11 +131,16 @@ def split(assembly: Assembly, spec: StageSpec, terms: list[Term], shapes: Mappin
 
 def depths(assembly: Assembly, shapes: Mapping[str, Any]) -> dict[str, int]:
     """Layer number of every parameter: the taps of its backbone in forward order, then the heads."""
-    order = {f"{name}/{tap}/": number for name, backbone in assembly.model.backbones.items()
+    order = {f"{name}/{tap}": number for name, backbone in assembly.model.backbones.items()
              for number, tap in enumerate(backbone.tap_names)}
     top = max(order.values(), default=0) + 1
-    return {path: next((depth for prefix, depth in order.items() if path.startswith(prefix)),
-                       0 if path.split("/")[0] in assembly.model.backbones else top) for path in shapes}
+
+    def depth(path: str) -> int:
+        if path.split("/")[0] not in assembly.model.backbones:
+            return top
+        return next((number for tap, number in order.items() if re.match(re.escape(tap) + r"[/_]", path)), 0)
+
+    return {path: depth(path) for path in shapes}
 
 
 def total_steps(spec: StageSpec, streams: Mapping[str, Any]) -> int:

@@ -49,10 +49,10 @@ class BatchNorm(nn.Module):
         factor = jax.lax.rsqrt(var + self.epsilon)
         if self.use_scale:
             factor = factor * self.param("scale", self.scale_init, channels, jnp.float32)
-        offset = -mean * factor
+        y = (x.astype(jnp.float32) - mean) * factor
         if self.use_bias:
-            offset = offset + self.param("bias", self.bias_init, channels, jnp.float32)
-        return (x.astype(jnp.float32) * factor + offset).astype(self.dtype or x.dtype)
+            y = y + self.param("bias", self.bias_init, channels, jnp.float32)
+        return y.astype(self.dtype or x.dtype)
 
 
 def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from transfer_jax.models.taps import Taps, find_tap
 KERNEL_INITS = {"lecun_normal": nn.initializers.lecun_normal(), "zeros": nn.initializers.zeros}
 
 
-class LinearHead(nn.Module):
+class LinearHead(nn.Module, kw_only=True):
     """One dense layer on a tap: [B, D] -> [B, classes]; maps [B, H, W, C] are flattened.
 
     `kernel_init`: 'lecun_normal' or 'zeros'.
@@ -33,7 +34,7 @@ class LinearHead(nn.Module):
         return _dense(self.classes, self.dtype, "dense", self.kernel_init)(x).astype(jnp.float32)
 
 
-class MLPHead(nn.Module):
+class MLPHead(nn.Module, kw_only=True):
     """Hidden dense layers with ReLU and dropout, then a dense layer: [B, D] -> [B, outputs].
 
     Serves as projector, as task head and, on a plain array, as discriminator. `dropout` needs the rng 'dropout'.
@@ -71,7 +72,7 @@ class RegressionHead(nn.Module):
         return _dense(self.outputs, self.dtype, "dense", self.kernel_init)(x).astype(jnp.float32)
 
 
-class SegmentationHead(nn.Module):
+class SegmentationHead(nn.Module, kw_only=True):
     """Class scores per pixel [B, H, W, classes] from several maps.
 
     Each tap is projected by a 1x1 convolution to `width`, resized bilinearly to the finest tap and summed; then a
@@ -86,7 +87,7 @@ class SegmentationHead(nn.Module):
     @nn.compact
     def __call__(self, taps: Taps | jax.Array, image_size: tuple[int, int] | None = None,
                  train: bool = False) -> jax.Array:
-        names = self.taps if isinstance(taps, dict) else ("map",)
+        names = self.taps if isinstance(taps, Mapping) else ("map",)
         maps = {name: find_tap(taps, name) for name in names}
         for name, value in maps.items():
             if value.ndim != 4:

@@ -62,6 +62,7 @@ class Program:
     ema_decay: float | None = None
     ema_warmup: bool = True
     log_every: int = 50
+    members: str = "auto"  # see `over_members`
 
     def frozen_norms(self, active: frozenset[str]) -> frozenset[str]:
         if self.stored_norms:
@@ -221,7 +222,8 @@ def compile_chunk(program: Program, members: int, active: frozenset[str]) -> Cal
     `count` is dynamic, so every chunk length shares one program. The state's buffers are donated.
     """
     axes = (0, 0, feed_axes(program), 0, None)
-    step_members = over_members(lambda *arguments: train_step(program, active, *arguments), members, axes)
+    step_members = over_members(lambda *arguments: train_step(program, active, *arguments), members, axes,
+                                program.members)
 
     def chunk(state: State, constants: Constants, feeds: Any, seeds: Any, first: jax.Array, count: jax.Array) -> State:
         def body(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:

@@ -112,7 +112,7 @@ def _resample(image: jax.Array, mask: jax.Array | None, rows: jax.Array, columns
               mask_fill: int) -> Pair:
     """Bilinear values at rows x columns (floating pixel coordinates), `fill` outside; the mask at nearest pixels."""
     across, down = _weights(rows, image.shape[0]), _weights(columns, image.shape[1])
-    moved = jnp.einsum("hy,yxc,wx->hwc", across, image - fill, down) + fill
+    moved = jnp.einsum("hy,yxc,wx->hwc", across, image - fill, down, precision="highest") + fill
     if mask is None:
         return moved, None
     return moved, _nearest(mask, jnp.rint(rows)[:, None], jnp.rint(columns)[None], mask_fill)

@@ -59,7 +59,7 @@ class Plan:
             image, mask = function(image, mask, generator)
         return {**example, "image": np.ascontiguousarray(image)} | ({} if mask is None else {"mask": mask})
 
-    def check(self, example: Mapping[str, np.ndarray], labelled: bool, where: str) -> None:
+    def check(self, example: Mapping[str, np.ndarray], where: str) -> None:
         """Raises where an augmentation cannot serve the data."""
         if "mask" in example and "mixup" in self.names:
             raise UserError(f"{where}: mixup cannot mix masks; use cutmix or remove it")

@@ -52,6 +52,10 @@ def from_arrays(arrays: Mapping[str, np.ndarray], class_names: Sequence[str] | N
         kind = "label" if all("label" in parts for parts in splits.values()) else "mask"
         top = max((int(parts[kind].max(initial=-1)) for parts in splits.values() if kind in parts), default=-1)
         class_names = [str(number) for number in range(top + 1)]
+    for split, parts in splits.items():
+        if "label" in parts and int(parts["label"].max(initial=-1)) >= len(class_names):
+            raise UserError(f"{origin}, split {split!r}: the labels reach {parts['label'].max()}, but there are "
+                            f"{len(class_names)} class_names; name them all")
     return {split: ArrayDataset(as_bytes(parts["image"], f"{origin}, split {split!r}"), parts.get("label"),
                                 class_names, parts.get("mask"), origin=f"{origin} {split}")
             for split, parts in splits.items()}

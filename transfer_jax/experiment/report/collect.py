@@ -47,18 +47,27 @@ class Run:
     def title(self, stage: str) -> str:
         return str(self.stages.get(stage, {}).get("title") or stage)
 
+    def start(self, stage: str) -> str | None:
+        """The stage whose parameters `stage` began with; None if it began fresh or from another run."""
+        init = self.stages.get(stage, {}).get("init")
+        names = list(self.stages)
+        if init == "previous":
+            return names[names.index(stage) - 1] if names.index(stage) else None
+        return init if init in names and init != stage else None
+
     def predictions(self, stage: str, stream: str) -> dict[str, np.ndarray] | None:
-        """Arrays of `predictions/<stage>/<stream>.npz`, or None if the run kept none."""
-        path = self.path / "predictions" / stage / f"{stream}.npz"
+        """Arrays of `predictions/<stage>/<stream>.npz` (a '/' in the stream is a '.' there), or None without one."""
+        path = self.path / "predictions" / stage / f"{stream.replace('/', '.')}.npz"
         return read_arrays(path) if path.exists() else None
 
-    def features(self, stage: str) -> dict[str, np.ndarray] | None:
-        """The first file of the stage that holds features for the embedding plot, or None."""
+    def features(self, stage: str) -> dict[str, dict[str, np.ndarray]]:
+        """Features of the stage for the embedding plot, by stream: `features`, `feature_labels`, `feature_domains`."""
+        found = {}
         for path in sorted((self.path / "predictions" / stage).glob("*.npz")):
             arrays = read_arrays(path, ("features", "feature_labels", "feature_domains"))
-            if "features" in arrays and len(arrays["features"]) > 1:
-                return arrays
-        return None
+            if len(arrays.get("features", ())) > 1:
+                found[path.stem] = arrays
+        return found
 
 
 def read_runs(workdirs: Sequence[str | os.PathLike]) -> list[Run]:

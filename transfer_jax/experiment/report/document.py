@@ -289,13 +289,15 @@ def _calibration(chosen: Sequence[tuple[Run, Result]]) -> list[Block]:
 
 def _embedding(run: Run, result: Result) -> list[Block]:
     after = run.features(result.stage)
-    if after is None:
+    if not after:
         return []
     from transfer_jax.experiment.report import figures, projection
 
-    start = run.stages.get(result.stage, {}).get("init")
-    before = run.features(start) if start in run.stages and start != result.stage else None
-    clouds = [(f"before: {run.title(start)}", before)] if before is not None else []
+    origin, before = _features_before(run, result.stage, after)
+    if set(before) & set(after):
+        before, after = ({s: arrays[s] for s in arrays if s in before and s in after} for arrays in (before, after))
+    before, after = (_joined(list(arrays.values())) for arrays in (before, after))
+    clouds = [(f"before: {run.title(origin)}", before)] if before else []
     clouds.append((f"after: {run.title(result.stage)}", after))
     panels, rows = [], []
     for name, arrays in clouds:
@@ -312,6 +314,23 @@ def _embedding(run: Run, result: Result) -> list[Block]:
     table = Table(["features", "images", "of the same class", "of the same domain"], rows,
                   f"Share of the {projection.NEIGHBOURS} nearest neighbours")
     return [Picture(f"features_{_slug(run.name)}_{_slug(result.stage)}", "svg", image, caption), table]
+
+
+def _features_before(run: Run, stage: str, after: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The features that `stage` began with, and the stage that measured them.
+
+    That is the stage it began from, or, if it looked at other streams, one that began there too and trained nothing.
+    """
+    start = run.start(stage)
+    if start is None:
+        return "", {}
+    still = [name for name, facts in run.stages.items() if run.start(name) == start and facts.get("trainable") == 0]
+    found = [(name, run.features(name)) for name in dict.fromkeys([start, *still]) if name != stage]
+    return max(found, key=lambda entry: len(set(entry[1]) & set(after)))
+
+
+def _joined(files: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {key: np.concatenate([arrays[key] for arrays in files]) for key in files[0]} if files else {}
 
 
 def _slug(text: str) -> str:

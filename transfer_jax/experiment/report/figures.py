@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from PIL import Image
 
 from transfer_jax.experiment.report import statistics
@@ -135,15 +135,18 @@ def learning_curve(title: str, loss: Curve | None, scores: Mapping[str, Curve], 
         height = 1.5 * panels + 0.5
         # Margins set by hand: measuring every label for them would take half the time of a report.
         figure = new_figure(height, width=3.7, layout="none")
-        figure.subplots_adjust(left=0.17, right=0.98, bottom=0.45 / height, top=1 - 0.25 / height, hspace=0.14)
+        figure.subplots_adjust(left=0.2, right=0.98, bottom=0.45 / height, top=1 - 0.25 / height, hspace=0.14)
         rows = list(np.atleast_1d(figure.subplots(panels, sharex=True)))
         rows[0].set_title(textwrap.shorten(title, 44, placeholder="…"))
         if loss is not None:
             axes = rows.pop(0)
             _draw_curve(axes, thin(*loss), COLORS[-1], "")
             axes.set_ylabel("training loss")
-            if np.nanmin(loss[1]) > 0 and np.nanmax(loss[1]) > 100 * np.nanmin(loss[1]):
+            finite = loss[1][np.isfinite(loss[1])]
+            if finite.size and 0 < 100 * finite.min() < finite.max():
                 axes.set_yscale("log")
+            else:
+                axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
         if scores:
             axes = rows.pop(0)
             for i, (stream, curve) in enumerate(scores.items()):
@@ -159,7 +162,10 @@ def learning_curve(title: str, loss: Curve | None, scores: Mapping[str, Curve], 
 
 def _draw_curve(axes: Axes, curve: Curve, color: str, name: str) -> None:
     mean, half = statistics.band(curve[1])
-    axes.plot(curve[0], mean, color=color, label=name, marker="o" if len(mean) == 1 else None)
+    if len(mean) == 1:
+        axes.errorbar(curve[0], mean, half, color=color, label=name, marker="o", capsize=2.5)
+        return
+    axes.plot(curve[0], mean, color=color, label=name)
     axes.fill_between(curve[0], mean - half, mean + half, color=color, alpha=0.18, linewidth=0)
 
 

@@ -221,8 +221,9 @@ def stage_table(runs: Sequence[Run]) -> Table:
 
 def _stage_row(run: Run, facts: Mapping[str, Any], stage: str) -> list[str]:
     trainable, total = facts.get("trainable"), facts.get("total")
-    start = str(facts.get("init") or MISSING)
-    return [run.title(stage), run.title(start), f"{facts.get('steps', 0):,}", f"{facts.get('seconds', 0.0):.1f}",
+    start = run.start(stage)
+    origin = run.title(start) if start else str(facts.get("init") or MISSING)
+    return [run.title(stage), origin, f"{facts.get('steps', 0):,}", f"{facts.get('seconds', 0.0):.1f}",
             MISSING if trainable is None else quantity(trainable),
             f"{100 * trainable / total:.1f}%" if total and trainable is not None else MISSING,
             MISSING if facts.get("optimizer_bytes") is None else quantity(facts["optimizer_bytes"], "B"),
@@ -233,14 +234,18 @@ def _stage_row(run: Run, facts: Mapping[str, Any], stage: str) -> list[str]:
 def group_tables(runs: Sequence[Run], row: str | None = None) -> list[Table]:
     """The parameter groups; stages with the very same groups share one table, named by their tag `row` if any."""
     tables: dict[tuple, list[str]] = {}
+    frozen: dict[tuple, str] = {}
     for run in runs:
         for stage, facts in run.stages.items():
             rows = tuple(tuple(group_cells(group)) for group in facts.get("groups") or ())
             if rows:
+                still = [f"{group['group']} {100 * group['share']:.3g}%" for group in facts["groups"]
+                         if group.get("frozen")]
+                frozen[rows] = f"not trained: {', '.join(still)}" if still else "all trained"
                 title = str((facts.get("tags") or {}).get(row) or run.title(stage))
                 tables.setdefault(rows, []).append(f"{run.name}: {title}" if len(runs) > 1 else title)
     columns = ["group", "tensors", "parameters", "share", "optimizer", "lr", "weight decay", "optimizer state"]
-    return [Table(columns, rows, shorten(names), folded=True) for rows, names in tables.items()]
+    return [Table(columns, rows, f"{shorten(names)} ({frozen[rows]})", folded=True) for rows, names in tables.items()]
 
 
 def shorten(names: Sequence[str], count: int = 6) -> str:

@@ -1,0 +1,45 @@
+"""Fixtures of all tests: one cache folder for prepared data and compiled programs, shared by parallel workers."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from filelock import FileLock
+from sklearn.datasets import load_digits
+
+from transfer_jax.experiment.compilation import enable_compilation_cache
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder of this test session that all of its parallel workers share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(shared_folder):
+    """Our caches lie in the session's folder: builders are prepared once, programs compiled once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRANSFER_JAX_CACHE", str(shared_folder / "cache"))
+        enable_compilation_cache("default")
+        yield shared_folder / "cache"
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="session")
+def digits_file(shared_folder) -> Path:
+    """scikit-learn's digits 8x8 as an .npz file: 240 for training, 60 for testing (not a multiple of the batch)."""
+    path = shared_folder / "digits.npz"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            found = load_digits()
+            image = np.rint(found.images * 255 / 16).astype(np.uint8)[..., None]
+            label = found.target.astype(np.int32)
+            np.savez(path, train_image=image[:240], train_label=label[:240], test_image=image[240:300],
+                     test_label=label[240:300])
+    return path

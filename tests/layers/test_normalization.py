@@ -1,0 +1,66 @@
+"""BatchNorm against `nn.BatchNorm`, and what freezing means."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from transfer_jax.layers.normalization import BatchNorm
+
+
+def variables(channels=5):
+    a, b, c, d = jax.random.split(jax.random.key(3), 4)
+    return {"params": {"scale": 1 + jax.random.normal(a, (channels,)), "bias": jax.random.normal(b, (channels,))},
+            "batch_stats": {"mean": jax.random.normal(c, (channels,)), "var": jax.random.uniform(d, (channels,)) + 0.5}}
+
+
+def images(offset=0.0, channels=5):
+    return 2 * jax.random.normal(jax.random.key(0), (4, 6, 6, channels)) + 1 + offset
+
+
+def test_training_equals_flax_in_value_statistics_and_gradients():
+    x, own = images(), variables()
+
+    def run(layer, **mode):
+        def loss(params, x):
+            y, moved = layer.apply({**own, "params": params}, x, mutable=["batch_stats"], **mode)
+            return jnp.sin(y).sum(), (y, moved)
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(own["params"], x)
+
+    ours = run(BatchNorm(momentum=0.8), train=True)
+    flax = run(nn.BatchNorm(momentum=0.8), use_running_average=False)
+    assert jax.tree.structure(ours) == jax.tree.structure(flax)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-5), ours, flax)
+
+
+def test_evaluation_and_initialisation_equal_flax():
+    x = images()
+    ours = BatchNorm().init(jax.random.key(0), x, train=True)
+    flax = nn.BatchNorm(use_running_average=False).init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, ours, flax)
+    np.testing.assert_allclose(BatchNorm().apply(variables(), x),
+                               nn.BatchNorm(use_running_average=True).apply(variables(), x), atol=1e-5)
+
+
+def test_frozen_uses_and_keeps_stored_statistics_bit_for_bit():
+    own = variables()
+    for step in range(20):
+        y, moved = BatchNorm().apply({**own, "live": {"value": False}}, images(step), train=True,
+                                     mutable=["batch_stats"])
+        np.testing.assert_array_equal(y, BatchNorm().apply(own, images(step), train=False))
+        jax.tree.map(np.testing.assert_array_equal, moved["batch_stats"], own["batch_stats"])
+    live = BatchNorm().apply({**own, "live": {"value": True}}, images(), train=True, mutable=["batch_stats"])[1]
+    assert float(jnp.abs(live["batch_stats"]["mean"] - own["batch_stats"]["mean"]).max()) > 1e-3
+
+
+def test_a_large_mean_does_not_destroy_the_variance():
+    x = images()
+    y, _ = BatchNorm().apply(variables(), x, train=True, mutable=["batch_stats"])
+    shifted, _ = BatchNorm().apply(variables(), x + 3000.0, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(shifted, y, atol=5e-3)
+
+
+def test_bfloat16_output_with_float32_statistics():
+    y, moved = BatchNorm(dtype=jnp.bfloat16).apply(variables(), images().astype(jnp.bfloat16), train=True,
+                                                   mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16 and moved["batch_stats"]["var"].dtype == jnp.float32

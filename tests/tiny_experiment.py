@@ -1,0 +1,153 @@
+"""A small experiment on 8x8 digits, and how the tests run it: in this process, step by step, or as a command."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from transfer_jax.core.config import set_path
+from transfer_jax.core.spec import build, plain
+from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.experiment.runner import Runner
+from transfer_jax.experiment.spec import ExperimentSpec
+from transfer_jax.experiment.stage import ReadyStage, fresh_variables, objective_parameters, prepare
+from transfer_jax.training.interruption import StopRequest
+from transfer_jax.training.loop import Cadence, Hooks, train
+from transfer_jax.training.mesh import replicate
+from transfer_jax.training.state import State
+from transfer_jax.training.step import feed_axes, metric_names
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def config(data: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The experiment as a plain dict, with `changes` (path -> value) applied; three stages of 6 steps."""
+    source = {"kind": "arrays", "path": str(data)}
+    digits = {"kind": "task", "task": "digits", "stream": "train"}
+    values = plain({
+        "name": "tiny", "seeds": (0,), "log_every": 1, "checkpoint_every": 2, "eval_batch_size": 16,
+        "model": {"backbones": {"backbone": {"kind": "small_cnn", "widths": (4, 8)}},
+                  "heads": {"digits": {"kind": "linear"}}},
+        "streams": {"train": {"data": source, "batch_size": 8, "domain": "plain"},
+                    "test": {"data": source, "split": "test", "batch_size": 8, "domain": "plain"}},
+        "tasks": {"digits": {"kind": "classification", "head": "digits"}},
+        "stages": {
+            "pretrain": {"init": "fresh", "steps": 6, "lr": 1e-2, "objective": {"terms": {"digits": digits}},
+                         "evaluate": {"test": "digits"}},
+            "head": {"steps": 6, "lr": 1e-2, "new": ("heads/digits/.*",), "objective": {"terms": {"digits": digits}},
+                     "partition": (("heads/.*", "head"), (".*", "frozen")), "groups": {"head": {}},
+                     "evaluate": {"test": "digits"}},
+            "finetune": {"init": "head", "steps": 6, "lr": 1e-3, "objective": {"terms": {"digits": digits}},
+                         "evaluate": {"test": "digits"}, "eval_every": 3},
+        },
+    })
+    for path, value in (changes or {}).items():
+        set_path(values, path, value)
+    return values
+
+
+def single(data: Path, stage: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> ExperimentSpec:
+    """The experiment with one stage, `only`: supervised training of everything for 20 steps, with `stage` on top."""
+    values = config(data)
+    only = {**copy.deepcopy(values["stages"]["pretrain"]), "steps": 20, **stage}
+    values["stages"] = {"only": plain(only)}
+    for path, value in (changes or {}).items():
+        set_path(values, path, value)
+    return build(ExperimentSpec, values)
+
+
+@dataclass
+class Trained:
+    """What training of one stage gave: metrics of every step (name -> [steps, S]) and the state before and after."""
+
+    ready: ReadyStage
+    before: State
+    after: State
+    constants: Any
+    metrics: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def start(spec: ExperimentSpec, stage: str = "only", variables: Any = None) -> tuple[Any, ...]:
+    """(ready stage, state, constants, feeds, seeds, metric names) of a stage that starts from fresh parameters."""
+    assembly = Assembly(spec)
+    ready = prepare(assembly, stage)
+    params, stats = variables or fresh_variables(assembly)
+    params = {**params, **objective_parameters(ready, assembly.members)}
+    streams = ready.program.streams
+    feeds = {name: feed for name in streams if (feed := assembly.feed(name)) is not None}
+    seeds = ready.seeds(spec.seeds)
+    state, constants = ready.start(params, stats, 1, assembly.members)
+    axes = feed_axes(ready.program)
+    shapes = {name: feeds[name] if name in feeds else next(streams[name].host_batches(0)) for name in axes}
+    one = {name: jax.tree.map(lambda axis, part: part if axis is None else _member(part), axes[name], shapes[name],
+                              is_leaf=lambda axis: axis is None) for name in axes}
+    names = metric_names(ready.program, *_member((state, constants)), one, _member(seeds))
+    placed = replicate(assembly.mesh, ready.start(params, stats, len(names), assembly.members))
+    return ready, *placed, feeds, seeds, names
+
+
+def trained(spec: ExperimentSpec, stage: str = "only", steps_per_dispatch: int = 0, variables: Any = None) -> Trained:
+    """Runs the engine's own loop over a stage, with a log point after every step."""
+    ready, state, constants, feeds, seeds, names = start(spec, stage, variables)
+    before = jax.device_get(state)
+    logged: list[dict[str, np.ndarray]] = []
+    hooks = Hooks(log=lambda step, means: logged.append(means), evaluate=lambda *a: None, save=lambda *a: None,
+                  advance=lambda *a: None)
+    with StopRequest() as stop:
+        state = train(ready.program, state, constants, feeds, seeds, 0, names, Cadence(spec.log_every, 0, 0), hooks,
+                      stop, steps_per_dispatch)
+    metrics = {name: np.stack([means[name] for means in logged]) for name in names}
+    return Trained(ready, before, jax.device_get(state), constants, metrics)
+
+
+def _member(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+
+
+def run(values: Mapping[str, Any], workdir: Path) -> Runner:
+    """Runs an experiment to its end in this process."""
+    runner = Runner(build(ExperimentSpec, values), workdir, quiet=True)
+    runner.run()
+    return runner
+
+
+def write_config(folder: Path, values: Mapping[str, Any], sweep: Sequence[Mapping[str, Any]] = ()) -> Path:
+    """A config file that returns `values`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.py"
+    path.write_text(f"import ml_collections\n\n\ndef get_config(arg=None):\n"
+                    f"    return ml_collections.ConfigDict({values!r})\n\n\ndef get_sweep(arg=None):\n"
+                    f"    return {list(sweep)!r}\n")
+    return path
+
+
+def arguments(command: str, *flags: Any) -> list[str]:
+    """The command line of one of our commands."""
+    return [sys.executable, "-m", f"transfer_jax.{command}", *map(str, flags)]
+
+
+def command(name: str, *flags: Any, **environment: str) -> subprocess.CompletedProcess:
+    """Runs one of our commands to its end; output as text."""
+    return subprocess.run(arguments(name, *flags), capture_output=True, text=True, cwd=ROOT, timeout=300,
+                          env={**os.environ, **environment}, check=False)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def same_leaves(a: Any, b: Any) -> bool:
+    """Whether two trees have equal structure and bit-identical leaves."""
+    left, right = jax.tree.leaves_with_path(a), jax.tree.leaves_with_path(b)
+    return [path for path, _ in left] == [path for path, _ in right] and all(
+        np.asarray(x).tobytes() == np.asarray(y).tobytes() for (_, x), (_, y) in zip(left, right, strict=True))
