@@ -1,6 +1,6 @@
 """Speed of the layers against flax and PyTorch: one gradient step inside a loop, ratios of interleaved runs.
 
-    python benchmarks/layers.py [--members 5] [--batch 64] [--repeats 9] [--only TEXT]
+    PYTHONPATH=. python benchmarks/layers.py [--members 5] [--batch 64] [--repeats 9] [--only TEXT]
 
 Below 1 means that we are faster. With members, flax is `vmap` over `nn.Conv` and PyTorch runs once per member.
 """

@@ -11,6 +11,7 @@ from transfer_jax.core.config import parse_arg
 
 LABELS = (1, 5, 10)
 TARGET = dict(kind="tfds", name="digits_photo")
+BOTH_DOMAINS = dict(evaluate=dict(target_test="digits", source_test="digits"), embed=("target_test", "source_test"))
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -50,7 +51,7 @@ def stages(steps: int) -> dict:
                       schedule=dict(kind="cosine"), objective=supervised("source"),
                       evaluate=dict(source_test="digits"), eval_every=100),
         as_is=dict(title="source model as it is", tags=dict(method="source model as it is"), init="pretrain",
-                   evaluate=dict(target_test="digits"), embed="target_test"))
+                   **BOTH_DOMAINS))
     for labels in LABELS:
         for name, (method, settings) in with_labels(f"target_{labels}", labels).items():
             result[f"{name}_{labels}"] = dict(title=f"{method}, {labels} labels per class", steps=steps,
@@ -62,7 +63,7 @@ def stages(steps: int) -> dict:
         coral=("covariance alignment (no labels)", dict(kind="deep_coral", streams=pair, weight=10.0)))
     for name, (method, term) in alignments.items():
         result[name] = dict(title=method, tags=dict(method=method), init="pretrain", steps=2 * steps, lr=1e-3,
-                            objective=supervised("source", alignment=term), embed="target_test", **on_target)
+                            objective=supervised("source", alignment=term), **{**on_target, **BOTH_DOMAINS})
     return result
 
 
@@ -85,5 +86,5 @@ def with_labels(stream: str, labels: int) -> dict:
                   dict(init="pretrain", objective=supervised(stream, "new"), evaluate=dict(target_test="new"),
                        **head_only("new", 1e-3))),
         finetune=("full fine-tuning", dict(digits, init="pretrain", new=("heads/digits/.*",), lr=1e-3,
-                                           **(dict(embed="target_test") if labels == LABELS[-1] else {}))),
+                                           **(BOTH_DOMAINS if labels == LABELS[-1] else {}))),
         lp_ft=("linear probe, then fine-tuning", dict(digits, init=f"linear_{labels}", lr=3e-4)))

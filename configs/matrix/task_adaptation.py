@@ -1,21 +1,12 @@
-"""d"""
+"""DOC"""
+
+from __future__ import annotations
+
 import ml_collections
-from cells import arguments, arm, digits, experiment, learn, scenes
+from cells import arguments, sequence
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    args = arguments(arg, steps=300, scenes=20)
-    streams = dict(
-        source=digits(args, "plain"),
-        source_test=digits(args, "plain", split="test"),
-        target=scenes("plain", split=f"train[:{args.scenes}]"),
-        target_test=scenes("plain", split="test"),
-    )
-    test = dict(target_test="scenes")
-    stages = dict(
-        pretrain=dict(init="fresh", steps=args.steps, lr=2e-3, schedule=dict(kind="cosine"),
-                      objective=dict(terms=learn(digits="source")), evaluate=dict(source_test="digits")),
-        scratch=arm("from scratch", learn(scenes="target"), test, args.steps, 2e-3),
-        finetune=arm("classify, then segment", learn(scenes="target"), test, args.steps, 2e-3, init="pretrain"),
-    )
-    return experiment("task_adaptation", args, ("scenes", "digits"), streams, stages, ("target_test",))
+    """`scenes`: how many labelled scenes; `steps`: updates of each arm."""
+    args = arguments(arg, scenes=50, steps=200, pretrain_steps=300)
+    return sequence("task_adaptation", args, "plain")

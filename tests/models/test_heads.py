@@ -63,7 +63,7 @@ def test_resize_is_the_bilinear_one_of_torch():
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    ({"kind": "linear", "classes": 5, "tap": "stage9"}, "stage1, stage2, stage3, pooled"),
+    ({"kind": "linear", "classes": 5, "tap": "stage9"}, "pooled, stage1, stage2, stage3"),
     ({"kind": "segmentation", "classes": 5, "taps": ("pooled",)}, "needs maps"),
     ({"kind": "linear", "classes": 5, "kernel_init": "ones"}, "lecun_normal"),
     ({"kind": "linear", "class": 5}, "classes"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_experiment import same_leaves, single, start, trained
 
-from transfer_jax.core.paths import flatten
+from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.params.optimizer_tree import state_bytes
 from transfer_jax.training.step import train_step
 
@@ -40,7 +40,6 @@ def test_a_frozen_backbone_costs_its_forward_pass_and_the_head(digits_file):
     stream, model = program.streams["train"], program.model
 
     def forward_and_head(params, feed, seed):
-        from transfer_jax.core.paths import unflatten
         batch = stream.batch(feed, seed, jnp.int32(0))
         taps, _ = model.taps({"params": unflatten(params)}, {"backbone": batch["image"]}, train=True)
 
@@ -50,7 +49,7 @@ def test_a_frozen_backbone_costs_its_forward_pass_and_the_head(digits_file):
 
         return jax.grad(loss)({path: leaf for path, leaf in params.items() if path.startswith("heads/")})
 
-    reference = flops(forward_and_head, params, feed, jnp.uint32(0))
+    reference = flops(forward_and_head, params, feed["train"], jnp.uint32(0))
     *_, full = step_flops({})
     assert frozen == pytest.approx(reference, rel=0.05)
     assert full > 1.5 * frozen

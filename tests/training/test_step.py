@@ -9,6 +9,7 @@ from tiny_experiment import same_leaves, single, start, trained
 
 from transfer_jax.core.paths import unflatten
 from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.training.step import compile_chunk
 
 STEPS = 20
 
@@ -100,7 +101,6 @@ def test_the_average_follows_its_formula(digits_file, warmup):
     decay = 0.5
     spec = single(digits_file, {"ema": {"decay": decay, "warmup": warmup}, "steps": 6})
     ready, state, constants, feeds, seeds, names = start(spec)
-    from transfer_jax.training.step import compile_chunk
     chunk = compile_chunk(ready.program, 1, frozenset({"all"}))
     expected = {path: np.asarray(leaf) for path, leaf in state.trainable.items()}
     for step in range(6):

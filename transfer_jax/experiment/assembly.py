@@ -147,8 +147,8 @@ def _check_stage(spec: ExperimentSpec, where: str, stage: StageSpec, before: lis
         _known("stream", stream, spec.streams, f"{where}.evaluate")
         for task in as_tuple(tasks):
             _known("task", task, spec.tasks, f"{where}.evaluate.{stream}")
-    if stage.embed is not None:
-        _known("stream", stage.embed, stage.evaluate, f"{where}.embed (an evaluated stream)")
+    for stream in stage.embed:
+        _known("stream", stream, stage.evaluate, f"{where}.embed (an evaluated stream)")
 
 
 def _known(what: str, name: str, options: Any, where: str) -> None:

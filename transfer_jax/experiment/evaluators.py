@@ -32,7 +32,7 @@ class Evaluators:
     def scores(self, stage: StageSpec, params: Flat, batch_stats: Any, examples: bool = False) -> dict[str, Scores]:
         """Scores by label (see `labelled`) of parameters with a member axis."""
         tree = unflatten({path: leaf for path, leaf in params.items() if not path.startswith("objective/")})
-        return {label: self.get(stream, task, stage.embed_tap if stage.embed == stream else None)(
+        return {label: self.get(stream, task, stage.embed_tap if stream in stage.embed else None)(
             tree, batch_stats, examples) for label, (stream, task) in labelled(stage).items()}
 
 

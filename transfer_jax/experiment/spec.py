@@ -58,7 +58,7 @@ class StageSpec(Spec):
     evaluate: dict[str, str | tuple[str, ...]] = {}  # stream -> task or tasks
     eval_every: int = Field(default=0, ge=0)  # steps; 0: only at the stage's end
     best: BestSpec | None = None
-    embed: str | None = None  # stream whose features are shown before and after
+    embed: tuple[str, ...] = ()  # evaluated streams whose features the report shows before and after
     embed_tap: str = "pooled"
 
     @field_validator("partition", mode="before")

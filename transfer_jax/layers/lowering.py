@@ -127,8 +127,9 @@ def _to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
         return _matmul(patches.reshape(-1, patches.shape[-1]).T, g.reshape(-1, g.shape[-1])).reshape(shape)
     g = jnp.pad(g, ((0, 0), (0, 0), (0, 0), (0, _more_features(g.shape[3]))))
     pieces = _pieces(x.shape[0], geometry.output[0] * geometry.output[1])
-    total = sum(_correlate(geometry, a, b)
-                for a, b in zip(jnp.split(x, pieces), jnp.split(g, pieces), strict=True))
+    # Every pieces-th example, not a run of neighbours: a batch that is split over devices then stays where it is.
+    x, g = (a.reshape(a.shape[0] // pieces, pieces, *a.shape[1:]) for a in (x, g))
+    total = sum(_correlate(geometry, x[:, i], g[:, i]) for i in range(pieces))
     return jnp.transpose(total, (1, 2, 0, 3))[..., :shape[3]].astype(x.dtype)
 
 

@@ -113,6 +113,8 @@ def damage(folder: Path) -> str | None:
         return "no manifest"
     except (json.JSONDecodeError, UnicodeDecodeError):
         return "unreadable manifest"
+    if not isinstance(expected, dict) or "meta.json" not in expected:
+        return "incomplete manifest"
     actual = manifest(folder)
     for name, digest in expected.items():
         if name not in actual:

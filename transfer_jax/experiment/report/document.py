@@ -80,7 +80,7 @@ def compose(runs: Sequence[Run], title: str | None = None) -> Document:
         Section("Confusion", [block for run, result in chosen for block in _confusion(run, result, len(runs) > 1)]),
         Section("Worst mistakes", [block for run, result in chosen for block in _mistakes(run, result)]),
         Section("Calibration", _calibration(chosen)),
-        Section("Features before and after", [block for run, result in chosen[:MOST_EMBEDDINGS]
+        Section("Features before and after", [block for run, result in _moved_features(runs, table)
                                               for block in _embedding(run, result)]),
         Section("What was trained and what was frozen", scores.group_tables(runs, asked.row)),
         Section("Everything", [scores.stage_table(runs), scores.all_numbers(runs)]),
@@ -114,6 +114,14 @@ def _lead(runs: Sequence[Run], table: Pivot, chosen: Sequence[tuple[Run, Result]
 
 def _name(run: Run, result: Result, several: bool) -> str:
     return f"{run.name + ': ' if several else ''}{run.title(result.stage)}, {result.stream}, {result.selection}"
+
+
+def _moved_features(runs: Sequence[Run], table: Pivot) -> list[tuple[Run, Result]]:
+    """The best result of each of the first runs among the stages that trained and measured their features."""
+    found = [(run, best_result(table, run.name, [stage for stage, facts in run.stages.items()
+                                                 if facts.get("trainable") and run.features(stage)]))
+             for run in runs[:MOST_EMBEDDINGS]]
+    return [(run, result) for run, result in found if result is not None]
 
 
 def _details(runs: Sequence[Run], table: Pivot) -> list[tuple[Run, Result]]:

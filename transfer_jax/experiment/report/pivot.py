@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,11 +122,15 @@ def x_value(tags: Mapping[str, Any], x: str | None) -> Any:
     return tags.get(x) if x else None
 
 
-def best_result(table: Pivot, run: str) -> Result | None:
-    """The result with the best mean on the first stream that has any, under the first selection rule."""
+def best_result(table: Pivot, run: str, stages: Collection[str] | None = None) -> Result | None:
+    """The result with the best mean on the first stream that has any, under the first selection rule.
+
+    `stages`: choose among these stages only.
+    """
     for stream in table.layout.streams:
         cells = [cell for row in table.rows if row.run == run for (s, _, selection), cell in row.cells.items()
-                 if s == stream and selection == table.selections[0] and np.isfinite(cell.values).all()]
+                 if s == stream and selection == table.selections[0] and np.isfinite(cell.values).all()
+                 and (stages is None or cell.result.stage in stages)]
         if cells:
             choose = min if table.layout.lower else max
             return choose(cells, key=lambda cell: cell.values.mean()).result
