@@ -108,12 +108,13 @@ def measure(case, batch: int, members: int, repeats: int) -> tuple[float, float,
     for run in runs:
         run()
     seconds: list[list[float]] = []
-    for _ in range(repeats):
-        row = []
-        for run in runs:
+    for number in range(repeats):
+        row = [0.0, 0.0, 0.0]
+        for i in (0, 1, 2) if number % 2 else (2, 1, 0):  # no one always runs in the wake of the same other
+            time.sleep(0.05)  # the threads of the run before spin for a while and would slow down this one
             start = time.perf_counter()
-            run()
-            row.append(time.perf_counter() - start)
+            runs[i]()
+            row[i] = time.perf_counter() - start
         seconds.append(row)
     return (1e3 * statistics.median(row[0] for row in seconds) / STEPS,
             statistics.median(row[0] / row[1] for row in seconds),

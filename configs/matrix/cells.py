@@ -70,7 +70,7 @@ def shape(args: Mapping[str, Any]) -> dict:
 
 def scenes(domain: str, split: str) -> dict:
     """A stream of scenes: 40x40, 2 to 5 digits of 12 to 16 pixels."""
-    return dict(data=dict(kind="tfds", name="digit_scenes", config=domain), split=split, domain=domain, batch_size=16,
+    return dict(data=dict(kind="tfds", name="digit_scenes", config=domain), split=split, domain=domain, batch_size=8,
                 mean=0.0)
 
 
@@ -105,8 +105,12 @@ def experiment(name: str, args: Mapping[str, Any], tasks: tuple[str, ...], strea
     ))
 
 
-def sequence(name: str, args: Mapping[str, Any], target_domain: str) -> ml_collections.ConfigDict:
-    """Learn to name plain digits, then to segment scenes of `target_domain` from `args.scenes` of them."""
+def sequence(name: str, args: Mapping[str, Any], target_domain: str,
+             ways: Mapping[str, tuple[str, dict]]) -> ml_collections.ConfigDict:
+    """Learn to name plain digits, then to segment scenes of `target_domain` from `args.scenes` of them.
+
+    `ways` to go on from the digits: stage -> (row of the report, entries of the stage).
+    """
     streams = dict(
         source=digits(args, "plain"),
         source_test=digits_test(args, "plain"),
@@ -117,8 +121,7 @@ def sequence(name: str, args: Mapping[str, Any], target_domain: str) -> ml_colle
     stages = dict(
         pretrain=stage(dict(digits=term("digits", "source")), dict(source_test="digits"), args["pretrain_steps"]),
         scratch=arm("from scratch", *segment),
-        finetune=arm("fine-tuning, backbone at a fifth of the rate", *segment, "pretrain", **GENTLE),
-        frozen=arm("new head on the frozen backbone", *segment, "pretrain", **FROZEN),
+        **{way: arm(method, *segment, "pretrain", **entries) for way, (method, entries) in ways.items()},
     )
     return experiment(name, args, ("scenes", "digits"), streams, stages, ("target_test",))
 

@@ -114,7 +114,7 @@ def test_a_polite_stop_saves_first_and_loses_nothing(setting, tmp_path):
         returned, _, err = stop(process, number)
         assert time.monotonic() - began < 20
         assert returned == code, err
-        assert err.strip() == f"stopped by {number.name}; everything is saved, the same command continues"
+        assert err.splitlines()[-1] == f"stopped by {number.name}; everything is saved, the same command continues"
         step = visible(tmp_path, stage)[-1]
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
         assert sum(f'"{stage}"' in line and '"train"' in line for line in lines) == step < total

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import shutil
 import sys
 
 import numpy as np
@@ -45,7 +44,6 @@ def fails(tmp_path, digits_file, monkeypatch):
 
 
 DIGITS = {"kind": "task", "task": "digits", "stream": "train"}
-FROZEN_HEAD = (("heads/.*", "frozen"), ("backbone/.*", "frozen"))
 
 
 @pytest.mark.parametrize(("changes", "parts"), [
@@ -73,7 +71,7 @@ FROZEN_HEAD = (("heads/.*", "frozen"), ("backbone/.*", "frozen"))
                                                                  "did you mean 'label_smoothing'?"]),
     ({"stages.head.objective.combine": {"kind": "uncertainity"}}, ["'uncertainity'", "did you mean 'uncertainty'?"]),
     ({"stages.head.optimizer": {"kind": "adm"}}, ["unknown optimizer 'adm'"]),
-    ({"stages.head.optimizer.momentm": 1.0}, ["'momentm'"]),
+    ({"stages.head.optimizer": {"kind": "sgd", "momentm": 1.0}}, ["'momentm'", "did you mean 'momentum'?"]),
     ({"stages.head.schedule": {"kind": "cosin"}}, ["unknown schedule 'cosin'", "did you mean 'cosine'?"]),
     ({"stages.head.best": {"stream": "test", "metric": "acuracy"}}, ["gives no metric 'acuracy'", "accuracy"]),
     ({"stages.head.best": {"stream": "train"}}, ["best.stream 'train' is not evaluated"]),
@@ -98,7 +96,6 @@ FROZEN_HEAD = (("heads/.*", "frozen"), ("backbone/.*", "frozen"))
     ({"stages.head.partition": (("heads/.*", "head"),)}, ["no rule covers 4 parameters"]),
     ({"stages.head.groups": {"heads": {}}}, ["unknown group 'head'", "did you mean 'heads'?"]),
     ({"stages.head.new": ("head/.*",)}, ["config.stages.head.new: 'head/.*' matches no parameter"]),
-    ({"stages.head.partition": FROZEN_HEAD, "stages.head.groups": {}}, ["config.stages.head", "trains"]),
     # data
     ({"streams.train.labels_per_class": 10000}, ["10000 examples per class are asked for, but class"]),
     ({"streams.train.data.path": "absent.npz"}, ["'absent.npz' does not exist"]),
@@ -205,7 +202,7 @@ def test_faulty_commands_are_one_sentence(tmp_path, monkeypatch, name, flags, pa
 def test_nan_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, digits_file, monkeypatch):
     values = config(digits_file, {"stages.head.optimizer": {"kind": "sgd"}})
     values["stages"] = {"pretrain": values["stages"]["pretrain"], "head": values["stages"]["head"]}
-    values["stages"]["head"] |= {"lr": 1e30, "steps": 40, "schedule": {"kind": "constant"}, "warmup_steps": 0}
+    values["stages"]["head"] |= {"lr": 1e38, "steps": 40, "schedule": {"kind": "constant"}, "warmup_steps": 0}
     path = write_config(tmp_path, values)
     flags = ("--config", path, "--workdir", tmp_path / "run", "--quiet", "--config.checkpoint_every=1")
     code, _, err = run_here("train", *flags, monkeypatch=monkeypatch)
@@ -227,4 +224,3 @@ def test_a_real_process_says_the_same_and_debug_shows_the_traceback(tmp_path, di
     assert done.stdout == ""
     shown = command("train", "--config", path, "--workdir", tmp_path / "run", "--debug")
     assert shown.returncode != 0 and "Traceback" in shown.stderr and "UserError" in shown.stderr
-    shutil.rmtree(tmp_path / "run", ignore_errors=True)

@@ -123,5 +123,5 @@ def test_l2_to_the_start_is_zero_at_the_start_and_holds_back(digits_file):
 @pytest.mark.parametrize("members", [1, 2])
 def test_nan_stops_with_step_and_term(digits_file, members):
     stage = {"optimizer": SGD, "lr": 1e30, "steps": 20}
-    with pytest.raises(UserError, match=r"'digits' became NaN or infinite at step \d+ \(member \d\)"):
+    with pytest.raises(UserError, match=r"'digits' became NaN or infinite at step \d+ \(seed \d\)"):
         trained(single(digits_file, stage, {"seeds": tuple(range(members))}))

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.spec import Component, lookup
 from transfer_jax.data import open_stream
+from transfer_jax.evaluation import METRICS
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
 from transfer_jax.models import HEADS
 from transfer_jax.models.model import Model, build_model
@@ -121,6 +122,8 @@ def check_names(spec: ExperimentSpec) -> None:
         _known("head", task.head, spec.model.heads, f"config.tasks.{name}")
         if task.class_names_from:
             _known("stream", task.class_names_from, spec.streams, f"config.tasks.{name}")
+        for metric in task.metrics:
+            _known("metric", metric, METRICS, f"config.tasks.{name}.metrics")
     for name, stream in spec.streams.items():
         for backbone in stream.inputs:
             _known("backbone", backbone, spec.model.backbones, f"config.streams.{name}.inputs")
@@ -147,6 +150,10 @@ def _check_stage(spec: ExperimentSpec, where: str, stage: StageSpec, before: lis
         _known("stream", stream, spec.streams, f"{where}.evaluate")
         for task in as_tuple(tasks):
             _known("task", task, spec.tasks, f"{where}.evaluate.{stream}")
+    if stage.best is not None:
+        offered = [result for task in as_tuple(stage.evaluate[stage.best.stream])
+                   for metric in spec.tasks[task].metrics for result in METRICS[metric].better]
+        _known("metric", stage.best.metric, offered, f"{where}.best (stream {stage.best.stream!r})")
     for stream in stage.embed:
         _known("stream", stream, stage.evaluate, f"{where}.embed (an evaluated stream)")
 

@@ -134,7 +134,7 @@ def _numbers(values: Any) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in np.asarray(values, np.float64)]
 
 
-def prediction_file(stream: Any, scores: Scores, domain: str) -> dict[str, np.ndarray]:
+def prediction_file(stream: Any, scores: Scores) -> dict[str, np.ndarray]:
     """Arrays of `predictions/<stage>/<stream>.npz`: the first seed's answers, worst mistakes and features."""
     rows = scores.examples
     flat = rows["prediction"].ndim == 1
@@ -143,7 +143,7 @@ def prediction_file(stream: Any, scores: Scores, domain: str) -> dict[str, np.nd
         arrays |= {"prediction": rows["prediction"], "label": rows["label"]}
         wrong = np.flatnonzero(rows["prediction"] != rows["label"]) if "loss" in rows else np.zeros(0, int)
     else:
-        wrong = np.arange(len(rows["loss"]))
+        wrong = np.arange(len(rows["prediction"]))
     if "loss" in rows:
         worst = wrong[np.argsort(-rows["loss"][wrong], kind="stable")][:THUMBNAILS]
         images = [stream.dataset.load(int(rows["index"][row]))["image"] for row in worst]
@@ -155,5 +155,5 @@ def prediction_file(stream: Any, scores: Scores, domain: str) -> dict[str, np.nd
     if "features" in rows and flat:
         shown = np.linspace(0, len(rows["features"]) - 1, min(EMBEDDED, len(rows["features"]))).astype(int)
         arrays |= {"features": rows["features"][shown].astype(np.float32), "feature_labels": rows["label"][shown],
-                   "feature_domains": np.full(len(shown), domain)}
+                   "feature_domains": np.full(len(shown), stream.spec.domain)}
     return arrays

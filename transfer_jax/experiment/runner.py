@@ -22,7 +22,7 @@ from transfer_jax.experiment.evaluators import Evaluators, labelled
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
 from transfer_jax.experiment.stage import ReadyStage, fresh_variables, objective_parameters, prepare, renew, total_steps
 from transfer_jax.experiment.workdir import Workdir
-from transfer_jax.training.interruption import StopRequest
+from transfer_jax.training.interruption import Interrupted, StopRequest
 from transfer_jax.training.loop import Cadence, Hooks, train
 from transfer_jax.training.mesh import replicate
 from transfer_jax.training.progress import Progress, print_groups
@@ -51,11 +51,16 @@ class Runner:
         steps = self.planned_steps()
         with (MetricWriter(self.workdir.path) as writer, StopRequest() as stop,
               Progress(len(names), enabled=not self.quiet, total_steps=sum(steps.values())) as progress):
-            for number, name in enumerate(names):
-                if self.workdir.record(name) is not None:
+            # All are made ready first, so that a fault in the last stage shows before the first one trains.
+            runs = {name: StageRun(self, name, before, writer, progress, stop)
+                    for before, name in zip([None, *names], names, strict=False) if self.workdir.record(name) is None}
+            for name in names:
+                if stop.signal is not None:
+                    raise Interrupted(stop.signal)
+                if name not in runs:
                     progress.skip_stage(self.spec.stages[name].title or name, steps[name])
                     continue
-                StageRun(self, name, names[number - 1] if number else None, writer, progress, stop).run()
+                runs.pop(name).run()
                 self.workdir.collect(names)
 
     def planned_steps(self) -> dict[str, int]:
@@ -107,6 +112,8 @@ class StageRun:
         self.best: dict[str, Any] = {}
         self.constants = Constants({}, {}, {})
         self.seconds = 0.0
+        self.averaged = bool(self.spec.ema and self.spec.ema.use)
+        self.measured: set[int] = set()  # steps whose scores an earlier process has logged
         check_selection(runner.spec, self.spec, f"config.stages.{name}")
 
     def run(self) -> None:
@@ -129,8 +136,6 @@ class StageRun:
                           self._hooks(), self.stop, runner.spec.steps_per_dispatch)
             self.seconds += time.monotonic() - self._began
             self._began = time.monotonic()
-        if self.best and not (np.asarray(self.best["step"]) == program.total_steps).all():
-            self._evaluate(program.total_steps, state)
         self._finish(state)
         self.progress.end_stage()
 
@@ -156,6 +161,8 @@ class StageRun:
         self.seconds, self.best = meta["seconds"], tree["best"]
         self.constants = jax.tree.map(jnp.asarray, Constants(**tree["constants"]))
         self.writer.rewind(self.name, step)
+        if step == self.ready.program.total_steps:
+            self.measured = {step}  # the last checkpoint is saved after the last scores are logged
         self.progress.message(f"{self.name}: continuing after step {step}")
         return step, jax.tree.map(jnp.asarray, State(**tree["state"]))
 
@@ -172,7 +179,7 @@ class StageRun:
 
     def _hooks(self) -> Hooks:
         return Hooks(log=lambda step, means: self.writer.write(self.name, step, "train", means),
-                     evaluate=self._evaluate, save=self._save,
+                     evaluate=self._measure, save=self._save,
                      advance=lambda count, loss: self.progress.advance(count, loss=loss))
 
     def _save(self, step: int, state: State) -> None:
@@ -186,18 +193,22 @@ class StageRun:
         tree = results.checkpoint_tree(state, self.constants, self.best)
         return results.variables_of(tree, "last", average, self.name)
 
-    def _evaluate(self, step: int, state: State) -> None:
-        found = self._scores(self._variables(state, average=False))
+    def _measure(self, step: int, state: State, examples: bool = False) -> dict[str, Scores]:
+        """Scores the stage's result as it stands (and, beside a moving average, the other variables), logs it, and
+        keeps it if it is the best so far."""
+        variables = self._variables(state, self.averaged)
+        found = self._scores(variables, examples)
         if self.spec.ema:
-            averaged = self._scores(self._variables(state, average=True))
-            for label, scores in averaged.items():
-                found[label].metrics |= {f"ema_{key}": value for key, value in scores.metrics.items()}
-        for label, scores in found.items():
-            self.writer.write(self.name, step, "eval", scores.metrics, stream=label)
+            prefix = "raw_" if self.averaged else "ema_"
+            for label, scores in self._scores(self._variables(state, not self.averaged)).items():
+                found[label].metrics |= {prefix + key: value for key, value in scores.metrics.items()}
+        if step not in self.measured:
+            for label, scores in found.items():
+                self.writer.write(self.name, step, "eval", scores.metrics, stream=label)
         if self.spec.best:
-            values = self._declared(found)
-            self.best = results.better(self.best, self.spec.best, values, step,
-                                       *jax.device_get((state.trainable, state.batch_stats)))
+            params, batch_stats = jax.device_get(variables)
+            self.best = results.better(self.best, self.spec.best, self._declared(found), step, params, batch_stats)
+        return found
 
     def _declared(self, found: Mapping[str, Scores]) -> np.ndarray:
         best = self.spec.best
@@ -211,34 +222,26 @@ class StageRun:
         return self.runner.evaluators.scores(self.spec, *variables, examples)
 
     def _finish(self, state: State) -> None:
-        runner, program = self.runner, self.ready.program
-        average = bool(self.spec.ema and self.spec.ema.use)
-        variables = self._variables(state, average)
-        rows = self._rows(variables, "last", examples=True)
-        if program.total_steps:
-            for row in rows:
-                self.writer.write(self.name, program.total_steps, "eval", {
-                    key: [np.nan if v is None else v for v in values] for key, values in row["metrics"].items()},
-                    stream=row["stream"])
+        runner, steps = self.runner, self.ready.program.total_steps
+        rows = self._rows(self._measure(steps, state, examples=True), "last", predictions=True)
         if self.best:
             tree = results.checkpoint_tree(state, self.constants, self.best)
-            selection = "oracle" if self.spec.best.oracle else "best"
-            rows += self._rows(results.variables_of(tree, "best", False, self.name), selection)
-        self._save(program.total_steps, state)
-        runner.keep(self.name, variables)
+            found = self._scores(results.variables_of(tree, "best", False, self.name))
+            rows += self._rows(found, "oracle" if self.spec.best.oracle else "best")
+        self._save(steps, state)
+        runner.keep(self.name, self._variables(state, self.averaged))
         runner.workdir.finish(self.name, self._info(), rows)
 
-    def _rows(self, variables: tuple[Flat, Any], selection: str, examples: bool = False) -> list[dict[str, Any]]:
+    def _rows(self, found: Mapping[str, Scores], selection: str, predictions: bool = False) -> list[dict[str, Any]]:
         assembly, rows = self.runner.assembly, []
-        for label, scores in self._scores(variables, examples).items():
+        for label, scores in found.items():
             stream, task = labelled(self.spec)[label]
             classes, open_stream = assembly.class_names(task), assembly.stream(stream)
             rows.append(results.result_row(self.name, self.spec, label, selection, scores, classes))
-            if examples:
-                arrays = results.prediction_file(open_stream, scores, open_stream.spec.domain)
+            if predictions:
                 path = self.runner.workdir.path / "predictions" / self.name / f"{label.replace('/', '.')}.npz"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                np.savez_compressed(path, **arrays)
+                np.savez_compressed(path, **results.prediction_file(open_stream, scores))
         return rows
 
     def _info(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class EmaSpec(Spec):
 
     decay: float = Field(default=0.999, gt=0, lt=1)
     warmup: bool = True  # decay min(decay, (1 + t) / (10 + t)), so that short runs are not dominated by the start
-    use: bool = True  # the stage's result is the average; False: only evaluate it beside
+    use: bool = True  # the stage's result is the average (`raw_` metrics beside it); False: `ema_` metrics only
 
 
 class StageSpec(Spec):

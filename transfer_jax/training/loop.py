@@ -102,7 +102,7 @@ def train(program: Program, state: State, constants: Constants, feeds: Mapping[s
             unseen += count
             if step < until and not pace.due() and stop.signal is None:
                 continue
-            _check_finite(state, names)
+            _check_finite(state, names, seeds["data"])
             pace.seen(count if not source.stepwise else 0)
             hooks.advance(unseen, _mean_loss(state, names, step, program.log_every))
             unseen = 0
@@ -146,14 +146,14 @@ def _mean_loss(state: State, names: list[str], step: int, every: int) -> float:
     return float(_window_means(state, names, step, every)["loss"].mean())
 
 
-def _check_finite(state: State, names: list[str]) -> None:
+def _check_finite(state: State, names: list[str], seeds: Any) -> None:
     bad = np.asarray(state.bad)
     if (bad[:, 0] < 0).all():
         return
     member = int(np.argmax(bad[:, 0] >= 0))
     step, term = bad[member]
-    raise UserError(f"the metric {names[term]!r} became NaN or infinite at step {step + 1} (member {member}); training "
-                    f"stopped, the last checkpoint before it is kept; try a smaller lr or set clip_norm")
+    raise UserError(f"the metric {names[term]!r} became NaN or infinite at step {step + 1} (seed {int(seeds[member])}); "
+                    f"training stopped, the last checkpoint before it is kept; try a smaller lr or set clip_norm")
 
 
 class _Pace:

@@ -1,0 +1,122 @@
+"""Every config in configs/ is found, parsed, built, trained for two steps a stage and evaluated; freezes freeze."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_experiment import ROOT, same_leaves
+
+from transfer_jax.core.config import load_config, load_module, load_sweep
+from transfer_jax.core.paths import flatten
+from transfer_jax.core.spec import build, plain
+from transfer_jax.experiment.runner import Runner
+from transfer_jax.experiment.spec import ExperimentSpec
+from transfer_jax.training.checkpoint import Checkpoints
+
+FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py")
+               if "def get_config(" in path.read_text())
+FOLDER = os.environ.get("TRANSFER_JAX_DATA", str(ROOT.parent / "shared" / "data"))
+SHARED_DATA = Path(FOLDER) / "datasets" / "mnist"
+
+
+def short(values):
+    """Two steps a stage, one or two seeds, small batches: everything else as the config says."""
+    values = plain(values)
+    values["seeds"] = values.get("seeds", (0,))[:1]
+    values["log_every"], values["eval_batch_size"] = 1, 16
+    for stage in values["stages"].values():
+        for duration in ("epochs", "examples", "eval_every", "warmup_steps"):
+            stage.pop(duration, None)
+        if stage.get("objective"):
+            stage["steps"] = 2
+    for stream in values["streams"].values():
+        stream["batch_size"] = min(stream["batch_size"], 8)
+    evaluated = {stream for stage in values["stages"].values() for stream in stage.get("evaluate", {})}
+    trained = {name for stage in values["stages"].values() for name in re.findall(r"'stream': '(\w+)'", str(stage))}
+    for name in evaluated - trained:
+        spec = values["streams"][name]
+        if not {"labels_per_class", "per_class"} & set(spec):
+            spec["split"] = re.sub(r"(\w+)(\[[^]]*\])?$", r"\1[:24]", spec.get("split", "train"))
+    return build(ExperimentSpec, values)
+
+
+def test_there_are_configs():
+    assert Path("configs/quickstart.py") in FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_the_docstring_names_a_command_and_a_measured_number(path):
+    text = load_module(ROOT / path).__doc__ or ""
+    assert re.search(r"python -m transfer_jax\.(train|sweep)|bash launch/", text), "no command"
+    assert path.name in text or "launch/" in text
+    assert re.search(r"\b0\.\d{2,}|\d+(\.\d+)? ?%", text), "no measured number"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_it_builds_and_takes_two_steps_of_each_stage(path, tmp_path):
+    spec = short(load_config(str(ROOT / path)))
+    runner = Runner(spec, tmp_path, quiet=True)
+    runner.run()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {row["stage"] for row in results} == {name for name, stage in spec.stages.items() if stage.evaluate}
+    assert all(value is None or np.isfinite(value) for row in results for values in row["metrics"].values()
+               for value in values)
+    for name in spec.stages:
+        assert_frozen_is_unchanged(runner, spec, name, tmp_path)
+
+
+def assert_frozen_is_unchanged(runner, spec, name, workdir):
+    """What the stage froze left it exactly as it came: parameters, and statistics of layers frozen as a whole."""
+    records = json.loads((workdir / "stages.json").read_text())
+    frozen = next((row for row in records[name]["groups"] if row["group"] == "frozen"), None)
+    if frozen is None:
+        return
+    assert frozen["optimizer_bytes"] == 0
+    tree = Checkpoints(workdir / "checkpoints" / name).restore()[1]
+    origin = source_of(spec, name)
+    if origin is None:
+        return
+    before = Checkpoints(workdir / "checkpoints" / origin).restore()[1]
+    earlier = {**before["constants"]["frozen"], **before["state"]["trainable"]}
+    new = spec.stages[name].new
+    for path, leaf in tree["constants"]["frozen"].items():
+        if not any(re.fullmatch(pattern, path) for pattern in new):
+            assert same_leaves(leaf, earlier[path]), (name, path)
+    statistics = flatten(tree["state"]["batch_stats"])
+    still = {path for path in statistics if path.rpartition("/")[0] + "/scale" in tree["constants"]["frozen"]}
+    for path in still:
+        assert same_leaves(statistics[path], flatten(before["state"]["batch_stats"])[path]), (name, path)
+
+
+def source_of(spec, name):
+    """The stage whose last parameters the stage starts from, where that can be compared."""
+    names, stage = list(spec.stages), spec.stages[name]
+    init = stage.init
+    if init == "previous":
+        init = names[names.index(name) - 1] if names.index(name) else "fresh"
+    if init not in names or stage.select == "best" or spec.stages[init].ema:
+        return None
+    return init
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "matrix"], ids=str)
+def test_the_matrix_also_takes_the_standard_sets(path):
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the folder of standard data sets is absent ({SHARED_DATA}); set TRANSFER_JAX_DATA to it")
+    spec = build(ExperimentSpec, load_config(f"{ROOT / path}:data=mnist"))
+    embedded = build(ExperimentSpec, load_config(str(ROOT / path)))
+    kinds = {stream.data.kind for stream in spec.streams.values()}
+    assert kinds & {"idx", "usps", "mnistm", "merge"}, kinds
+    assert list(spec.stages) == list(embedded.stages)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "def get_sweep(" in (ROOT / path).read_text()], ids=str)
+def test_every_run_of_its_sweep_is_a_valid_experiment(path):
+    for run in load_sweep(str(ROOT / path)):
+        overrides = [f"{key}={value!r}" for key, value in run.items()]
+        assert build(ExperimentSpec, load_config(str(ROOT / path), overrides)).stages
+
+
