@@ -43,3 +43,9 @@ def digits_file(shared_folder) -> Path:
             np.savez(path, train_image=image[:240], train_label=label[:240], test_image=image[240:300],
                      test_label=label[240:300])
     return path
+
+
+@pytest.fixture
+def torch():
+    """PyTorch, for comparisons; its CPU build is no requirement of the test suite."""
+    return pytest.importorskip("torch", reason="compares with PyTorch, which is not installed here")

@@ -91,12 +91,13 @@ def arm(method: str, *arguments: Any, **more: Any) -> dict:
 
 
 def experiment(name: str, args: Mapping[str, Any], tasks: tuple[str, ...], streams: dict, stages: dict,
-               shown: tuple[str, ...], heads: Mapping[str, dict] | None = None) -> ml_collections.ConfigDict:
+               shown: tuple[str, ...], heads: Mapping[str, dict] | None = None,
+               norm: str = "batch") -> ml_collections.ConfigDict:
     """The cell: stages over one network with a head for every task (and further `heads`).
 
     The report compares the arms on the streams `shown`, by the metric of the first task.
     """
-    backbone = dict(kind="small_cnn", widths=(16, 32, 64, 64), norm="batch")
+    backbone = dict(kind="small_cnn", widths=(16, 32, 64, 64), norm=norm)
     return ml_collections.ConfigDict(dict(
         name=name, seeds=tuple(range(args["seeds"])),
         model=dict(backbones=dict(backbone=backbone), heads={**{task: HEADS[task] for task in tasks}, **(heads or {})}),

@@ -1,4 +1,32 @@
-"""DOC"""
+"""Dataset merging: same task, same domain, at once.
+
+Two small labelled sets of plain digits merged into one stream, against each of them alone with as many updates. With
+`:data=mnist` the sets are MNIST and USPS. All seeds see the same rows, so the spread is that of training alone.
+
+    python -m transfer_jax.train --config configs/matrix/dataset_merging.py --workdir DIR
+    python -m transfer_jax.train --config configs/matrix/dataset_merging.py:data=mnist --workdir DIR
+
+Measured on 2 CPU cores that other programs kept busy as well: 34 s embedded, 84 s with MNIST, all seeds together.
+Score (accuracy) on test data: mean ± half width of the 95 % interval over 3 seeds, and the difference to the first
+set alone, seed by seed:
+
+    :data=embedded      score            difference
+      first set alone   0.849 ± 0.051    -
+      second set alone  0.795 ± 0.147    -0.054 ± 0.114
+      both sets merged  0.863 ± 0.055    +0.014 ± 0.015
+
+    :data=mnist                     score            difference
+      first set alone, mnist_test   0.649 ± 0.061    -
+      first set alone, usps_test    0.421 ± 0.072    -
+      second set alone, mnist_test  0.614 ± 0.018    -0.034 ± 0.079
+      second set alone, usps_test   0.667 ± 0.044    +0.246 ± 0.057
+      both sets merged, mnist_test  0.693 ± 0.023    +0.044 ± 0.079
+      both sets merged, usps_test   0.618 ± 0.014    +0.197 ± 0.066
+
+Twice the data is worth little on the embedded digits, where the first set alone already does nearly as well. MNIST
+and USPS are no longer quite one domain: on each test set the merged stream stands against the set of the same origin,
+a small gain for MNIST and a small loss for USPS. Nothing else was tried.
+"""
 
 from __future__ import annotations
 

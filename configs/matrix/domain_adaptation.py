@@ -1,4 +1,35 @@
-"""DOC"""
+"""Domain adaptation: same task, other domain, in sequence.
+
+From plain digits to digits over photographs: with a few target labels per class (pretrain, then fine-tune), and with
+none (two methods that align the features of both domains). MNIST-M takes the place of the photographs with
+`:data=mnist`.
+
+    python -m transfer_jax.train --config configs/matrix/domain_adaptation.py --workdir DIR
+    python -m transfer_jax.train --config configs/matrix/domain_adaptation.py:data=mnist --workdir DIR
+
+Measured on 2 CPU cores that other programs kept busy as well: 132 s embedded, 141 s with MNIST, all seeds together.
+Score (accuracy) on test data: mean ± half width of the 95 % interval over 3 seeds, and the difference to training
+from scratch, seed by seed:
+
+    :data=embedded                            score            difference
+      source model as it is                   0.362 ± 0.029    -0.042 ± 0.100
+      from scratch, 5 labels per class        0.403 ± 0.080    -
+      fine-tuning, 5 labels per class         0.575 ± 0.054    +0.172 ± 0.115
+      domain-adversarial, no target labels    0.513 ± 0.112    +0.110 ± 0.179
+      covariance alignment, no target labels  0.545 ± 0.087    +0.142 ± 0.157
+
+    :data=mnist                               score            difference
+      source model as it is                   0.107 ± 0.004    -0.118 ± 0.053
+      from scratch, 5 labels per class        0.225 ± 0.050    -
+      fine-tuning, 5 labels per class         0.320 ± 0.019    +0.095 ± 0.043
+      domain-adversarial, no target labels    0.254 ± 0.037    +0.030 ± 0.024
+      covariance alignment, no target labels  0.217 ± 0.046    -0.008 ± 0.070
+
+With labels, transfer helps on both. Without labels both alignments lift the embedded source model above 5 labels per
+class from scratch, though 3 seeds leave that difference within its interval; on MNIST-M, where 1,000 source digits
+leave the source model at chance, they come out far below what few labels give to fine-tuning. Weight 10 of the
+alignment and the settings of the adversary are the first that were tried.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,32 @@
-"""DOC"""
+"""Task fine-tuning: same task, same domain, in sequence.
+
+A network that can name plain digits goes on with a few labels per class of others: with `:data=embedded` digits of
+the same collection that pretraining did not see, with `:data=mnist` USPS after MNIST. `source model as it is` is the
+network before that.
+
+    python -m transfer_jax.train --config configs/matrix/task_finetuning.py --workdir DIR
+    python -m transfer_jax.train --config configs/matrix/task_finetuning.py:data=mnist --workdir DIR
+
+    python -m transfer_jax.sweep --config configs/matrix/task_finetuning.py --workdir DIR  # 1, 5, 10 labels
+
+Measured on 2 CPU cores that other programs kept busy as well: 73 s embedded, 96 s with MNIST, all seeds together.
+Score (accuracy) on test data: mean ± half width of the 95 % interval over 3 seeds, and the difference to training
+from scratch, seed by seed:
+
+    :data=embedded           score            difference
+      source model as it is  0.926 ± 0.051    +0.164 ± 0.074
+      from scratch           0.761 ± 0.103    -
+      fine-tuning            0.915 ± 0.044    +0.154 ± 0.062
+
+    :data=mnist              score            difference
+      source model as it is  0.567 ± 0.093    -0.178 ± 0.168
+      from scratch           0.744 ± 0.079    -
+      fine-tuning            0.791 ± 0.047    +0.047 ± 0.048
+
+Fine-tuning beats training from scratch on the embedded digits, but not the source model as it is: where source and
+target are one collection, 5 labels add nothing. From MNIST to USPS they do, while the gain over training from scratch
+is just within its interval. Learning rate 5e-3 throughout, the backbone at a fifth of it; nothing else was tried.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +39,7 @@ LABELS = (1, 5, 10)
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """`labels`: target labels per class; `steps`: updates of each arm."""
+    """`labels`: target labels per class, 10 at most; `steps`: updates of each arm."""
     args = arguments(arg, labels=5, steps=150, pretrain_steps=300)
     target = "plain" if args.data == "embedded" else "usps"
     streams = dict(

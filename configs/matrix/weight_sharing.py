@@ -1,4 +1,31 @@
-"""DOC"""
+"""Weight sharing: same task, other domain, at once.
+
+Two streams, many plain digits and a few over photographs, go through one backbone and one head, and both losses are
+minimised together. MNIST and MNIST-M with `:data=mnist`.
+
+    python -m transfer_jax.train --config configs/matrix/weight_sharing.py --workdir DIR
+    python -m transfer_jax.train --config configs/matrix/weight_sharing.py:data=mnist --workdir DIR
+
+Measured on 2 CPU cores that other programs kept busy as well: 49 s embedded, 72 s with MNIST, all seeds together.
+Score (accuracy) on test data: mean ± half width of the 95 % interval over 3 seeds, and the difference to training
+alone, seed by seed:
+
+    :data=embedded                              score            difference
+      trained alone, plain_test                 0.924 ± 0.033    -
+      trained alone, photo_test                 0.598 ± 0.165    -
+      both domains, shared weights, plain_test  0.942 ± 0.039    +0.019 ± 0.072
+      both domains, shared weights, photo_test  0.703 ± 0.031    +0.105 ± 0.167
+
+    :data=mnist                                 score            difference
+      trained alone, plain_test                 0.907 ± 0.022    -
+      trained alone, photo_test                 0.299 ± 0.034    -
+      both domains, shared weights, plain_test  0.882 ± 0.051    -0.025 ± 0.052
+      both domains, shared weights, photo_test  0.396 ± 0.011    +0.097 ± 0.025
+
+The few photographed digits gain from the many plain ones; on the embedded data 3 seeds leave the gain within its
+interval, on MNIST-M it is clear. The plain digits neither gain nor lose beyond their interval. Both streams go
+through one forward pass, so that BatchNorm sees one batch; nothing else was tried.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 import pytest
 from tiny_experiment import command, config, read_json, write_config
 
+from transfer_jax.core.config import load_sweep
 from transfer_jax.core.errors import UserError
 from transfer_jax.experiment.sweeping import run_names
 
@@ -47,15 +48,12 @@ def test_a_sweep_of_failures_is_an_error(tmp_path, digits_file):
     ([{"a.lr": 0.1}, {"a.lr": 0.2}], ["lr=0.1", "lr=0.2"]),
     ([{}], ["default"]),
     ([{"a.x": 1}, {"b.x": 1}], ["000_x=1", "001_x=1"]),
-    ([{"a.path": "/x y/z", "b": (1, 2)}], ["path=-x-y-z,b=-1-2"]),
+    ([{"a.path": "/x y/z", "b": (1, 2)}], ["path=-x-y-z,b=-1,-2"]),
 ])
 def test_run_names_are_readable_distinct_file_names(runs, names):
-    found = run_names(runs)
-    assert len(set(found)) == len(found) and all("/" not in name and " " not in name for name in found)
-    assert [name.rstrip("-") for name in found] == [name.replace("1-2", "1-2") for name in names] or found
+    assert run_names(runs) == names
 
 
 def test_an_empty_sweep_is_an_error(tmp_path, digits_file):
-    from transfer_jax.core.config import load_sweep
     with pytest.raises(UserError, match="yields no run"):
         load_sweep(str(write_config(tmp_path, config(digits_file))))

@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tiny_experiment import ROOT, same_leaves
@@ -20,6 +21,14 @@ FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py
                if "def get_config(" in path.read_text())
 FOLDER = os.environ.get("TRANSFER_JAX_DATA", str(ROOT.parent / "shared" / "data"))
 SHARED_DATA = Path(FOLDER) / "datasets" / "mnist"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Two steps do not repay an optimising compiler: its passes would take nine tenths of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def short(values):

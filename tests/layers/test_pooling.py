@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import linen as nn
 
 from transfer_jax.layers.pooling import avg_pool, global_average, max_pool
@@ -21,7 +20,7 @@ CASES = {  # size of the window, strides, padding of both sides, image
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_max_pool_equals_torch_in_value_and_gradient(case, ties):
+def test_max_pool_equals_torch_in_value_and_gradient(case, ties, torch):
     size, strides, padding, image = CASES[case]
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, *image, 3)).astype(np.float32)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import linen as nn
 
 from transfer_jax.core.errors import UserError
@@ -66,7 +65,7 @@ def test_parameter_names_and_shapes_of_the_residual_network():
     assert wide["stage3/block0/conv2/kernel"].shape == (3, 3, 128, 128)
 
 
-def test_a_residual_block_equals_torch():
+def test_a_residual_block_equals_torch(torch):
     module = build_backbone(Component(kind="cifar_resnet8", until="stage2"))
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     taps, variables = jax.jit(lambda x: module.init_with_output(jax.random.key(0), x))(jnp.asarray(x))

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component
@@ -54,7 +53,7 @@ def test_dropout_acts_in_training_only():
     assert bool((calm == head.apply(variables, TAPS)).all()) and float(jnp.abs(calm - noisy).max()) > 1e-3
 
 
-def test_resize_is_the_bilinear_one_of_torch():
+def test_resize_is_the_bilinear_one_of_torch(torch):
     from transfer_jax.models.heads import _resize
     x = np.random.default_rng(0).normal(size=(2, 4, 3, 5)).astype(np.float32)
     theirs = torch.nn.functional.interpolate(torch.tensor(x).permute(0, 3, 1, 2), (9, 12), mode="bilinear",

@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.objectives import TERMS
@@ -34,7 +32,8 @@ def one_hot(labels, classes):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
 @pytest.mark.parametrize("class_weights", [None, CLASS_WEIGHTS])
-def test_cross_entropy_equals_torch(smoothing, class_weights):
+def test_cross_entropy_equals_torch(smoothing, class_weights, torch):
+    F = torch.nn.functional
     ours = cross_entropy(LOGITS, LABELS, None, ONES, label_smoothing=smoothing, class_weights=class_weights)
     weight = None if class_weights is None else torch.tensor(class_weights)
     theirs = F.cross_entropy(torch.tensor(LOGITS), torch.tensor(LABELS).long(), weight, label_smoothing=smoothing)
@@ -42,7 +41,8 @@ def test_cross_entropy_equals_torch(smoothing, class_weights):
     assert ours.dtype == jnp.float32 and ours.shape == ()
 
 
-def test_probability_targets_equal_torch_and_one_hot_equals_integers():
+def test_probability_targets_equal_torch_and_one_hot_equals_integers(torch):
+    F = torch.nn.functional
     probabilities = RNG.dirichlet(np.ones(5), 12).astype(np.float32)
     ours = cross_entropy(LOGITS, LABELS, probabilities, ONES, label_smoothing=0.2)
     theirs = F.cross_entropy(torch.tensor(LOGITS), torch.tensor(probabilities), label_smoothing=0.2)
@@ -83,7 +83,8 @@ def test_rows_of_weight_zero_change_neither_value_nor_gradient(term):
     assert value == 0 and not np.any(gradient)
 
 
-def test_example_weights_give_the_weighted_mean():
+def test_example_weights_give_the_weighted_mean(torch):
+    F = torch.nn.functional
     weights = RNG.uniform(0.1, 3, 12).astype(np.float32)
     each = F.cross_entropy(torch.tensor(LOGITS), torch.tensor(LABELS).long(), reduction="none").numpy()
     np.testing.assert_allclose(cross_entropy(LOGITS, LABELS, None, weights), np.average(each, weights=weights),
@@ -91,7 +92,8 @@ def test_example_weights_give_the_weighted_mean():
 
 
 @pytest.mark.parametrize("class_weights", [None, CLASS_WEIGHTS])
-def test_segmentation_cross_entropy_equals_torch_with_void_pixels(class_weights):
+def test_segmentation_cross_entropy_equals_torch_with_void_pixels(class_weights, torch):
+    F = torch.nn.functional
     masks = np.where(RNG.random(MASKS.shape) < 0.3, 255, MASKS).astype(np.int32)
     ours = segmentation_cross_entropy(PIXELS, masks, jnp.ones(3), ignore_label=255, class_weights=class_weights,
                                       label_smoothing=0.1)
@@ -134,7 +136,8 @@ def test_dice_leaves_ignored_pixels_out():
 
 
 @pytest.mark.parametrize("positive_weight", [1.0, 4.0])
-def test_binary_cross_entropy_equals_torch(positive_weight):
+def test_binary_cross_entropy_equals_torch(positive_weight, torch):
+    F = torch.nn.functional
     bits = (LABELS[:, None] > np.arange(5)).astype(np.float32)
     ours = binary_cross_entropy(LOGITS, bits, None, ONES, positive_weight=positive_weight)
     theirs = F.binary_cross_entropy_with_logits(torch.tensor(LOGITS), torch.tensor(bits),
@@ -150,7 +153,8 @@ def test_binary_cross_entropy_is_cross_entropy_of_two_classes():
                                    cross_entropy(pair, bits, probs, ONES, label_smoothing=0.1), rtol=1e-5)
 
 
-def test_squared_error_equals_torch():
+def test_squared_error_equals_torch(torch):
+    F = torch.nn.functional
     labels = RNG.normal(size=(12, 5)).astype(np.float32)
     np.testing.assert_allclose(squared_error(LOGITS, labels, ONES),
                                F.mse_loss(torch.tensor(LOGITS), torch.tensor(labels)).item(), rtol=1e-5)

@@ -40,7 +40,8 @@ def test_alternating_updates_move_their_own_groups(digits_file):
 
 
 def test_the_optimizer_of_a_group_counts_its_own_updates(digits_file):
-    updates = ({"terms": {"a": DIGITS}, "groups": ("head",), "repeats": 2}, {"terms": {"b": DIGITS}, "groups": ("body",)})
+    updates = ({"terms": {"a": DIGITS}, "groups": ("head",), "repeats": 2},
+               {"terms": {"b": DIGITS}, "groups": ("body",)})
     found = trained(single(digits_file, {**TWO_GROUPS, "objective": {"updates": updates}, "steps": 4}))
     counts = {group: {int(leaf[0]) for leaf in jax.tree.leaves(state) if leaf.dtype == np.int32}
               for group, state in found.after.opt_state.inner_states.items() if group != "frozen"}

@@ -148,6 +148,9 @@ def _check_stage(spec: ExperimentSpec, where: str, stage: StageSpec, before: lis
                 _known("head", term.head, spec.model.heads, f"{where}.objective")
     for stream, tasks in stage.evaluate.items():
         _known("stream", stream, spec.streams, f"{where}.evaluate")
+        if not spec.streams[stream].labelled:
+            raise UserError(f"{where}.evaluate: the stream {stream!r} is set to labelled=False; evaluate on a labelled "
+                            f"stream")
         for task in as_tuple(tasks):
             _known("task", task, spec.tasks, f"{where}.evaluate.{stream}")
     if stage.best is not None:

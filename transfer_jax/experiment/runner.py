@@ -108,6 +108,7 @@ class StageRun:
         self.writer, self.progress, self.stop = writer, progress, stop
         self.spec = runner.spec.stages[name]
         self.ready = prepare(runner.assembly, name)
+        self.groups = self.ready.table()  # made here so that a faulty optimizer or schedule shows before training
         self.checkpoints = runner.workdir.checkpoints(name, runner.spec.keep_checkpoints, progress.message)
         self.best: dict[str, Any] = {}
         self.constants = Constants({}, {}, {})
@@ -167,7 +168,7 @@ class StageRun:
         return step, jax.tree.map(jnp.asarray, State(**tree["state"]))
 
     def _show_groups(self) -> None:
-        rows, title = self.ready.table(), f"stage {self.name}"
+        rows, title = self.groups, f"stage {self.name}"
         if not self.runner.quiet:
             print_groups(rows, self.progress.console, title)
         path = self.runner.workdir.path / "params.txt"
@@ -245,7 +246,7 @@ class StageRun:
         return rows
 
     def _info(self) -> dict[str, Any]:
-        groups = self.ready.table()
+        groups = self.groups
         streams = {**self.ready.program.streams,
                    **{stream: self.runner.assembly.stream(stream) for stream in self.spec.evaluate}}
         return {"title": self.spec.title or self.name, "tags": self.spec.tags, "seconds": round(self.seconds, 3),

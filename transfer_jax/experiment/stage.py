@@ -78,6 +78,7 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
     terms = [term for _, found in bound for term in found]
     shapes = _shapes(assembly, bound)
     variables = _model_shapes(assembly)
+    renew(shapes, shapes, spec.new, where)  # its patterns must match
     parts = split(assembly, spec, terms, shapes, where) if terms else \
         Partition(dict.fromkeys(shapes, "frozen"), {})
     streams = {stream: assembly.stream(stream) for stream in spec.objective.streams()}

@@ -152,8 +152,9 @@ def _check_finite(state: State, names: list[str], seeds: Any) -> None:
         return
     member = int(np.argmax(bad[:, 0] >= 0))
     step, term = bad[member]
-    raise UserError(f"the metric {names[term]!r} became NaN or infinite at step {step + 1} (seed {int(seeds[member])}); "
-                    f"training stopped, the last checkpoint before it is kept; try a smaller lr or set clip_norm")
+    raise UserError(f"the metric {names[term]!r} became NaN or infinite at step {step + 1} (seed "
+                    f"{int(seeds[member])}); training stopped, the last checkpoint before it is kept; try a smaller "
+                    f"lr or set clip_norm")
 
 
 class _Pace:

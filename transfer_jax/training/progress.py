@@ -204,10 +204,15 @@ def group_cells(row: Mapping[str, Any]) -> list[str]:
     """The eight cells of one group, as `print_groups` shows them."""
     frozen = bool(row.get("frozen"))
     return [str(row["group"]), f"{row['tensors']:,}", f"{row['parameters']:,}", f"{100 * row['share']:.1f}%",
-            "frozen" if frozen else str(row.get("optimizer") or "-"),
+            "frozen" if frozen else _optimizer(row),
             "-" if frozen or row.get("lr") is None else f"{row['lr']:.4g}",
             "-" if frozen or row.get("weight_decay") is None else f"{row['weight_decay']:.4g}",
             quantity(row.get("optimizer_bytes") or 0, "B")]
+
+
+def _optimizer(row: Mapping[str, Any]) -> str:
+    start = f", from step {row['unfreeze_at']}" if row.get("unfreeze_at") else ""
+    return f"{row.get('optimizer') or '-'}{start}"
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], console: Console | None = None,
