@@ -20,9 +20,9 @@ difference to training from scratch, seed by seed:
       from scratch, target_test                       0.172 ± 0.033    -
       fine-tuning, target_test                        0.212 ± 0.045    +0.040 ± 0.059
 
-A small gain at most. Tried before (2 or 3 seeds): 50 scenes, or 300 updates of 16, where every arm stays near 0.1,
-hardly more than the background alone gives; and 800 updates, where the gain is no larger, even after a stage that
-names digits over photographs.
+A small gain at most. Tried before (2 or 3 seeds, the same test scenes): 50 scenes, or 300 updates of 16, where every
+arm stays near 0.1, hardly more than the background alone gives; and 800 updates, where the gain is no larger, even
+after a stage that names digits over photographs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,32 @@
-"""DOC"""
+"""Parallel training: other task, other domain, at once.
+
+One backbone learns to name plain digits and to segment scenes over photographs in the same stage, against each alone.
+MNIST in place of the digits with `:data=mnist`; the scenes stay the embedded ones.
+
+    python -m transfer_jax.train --config configs/matrix/parallel.py --workdir DIR
+    python -m transfer_jax.train --config configs/matrix/parallel.py:data=mnist --workdir DIR
+
+Measured on 2 CPU cores that other programs kept busy as well: 160 s embedded, 101 s with MNIST, all seeds together.
+Score (accuracy, and mean IoU for scenes) on test data: mean ± half width of the 95 % interval over 3 seeds, and the
+difference to training alone, seed by seed:
+
+    :data=embedded                   score            difference
+      trained alone, digits_test     0.944 ± 0.079    -
+      trained alone, scenes_test     0.163 ± 0.031    -
+      both in parallel, digits_test  0.893 ± 0.058    -0.051 ± 0.044
+      both in parallel, scenes_test  0.172 ± 0.068    +0.009 ± 0.088
+
+    :data=mnist                      score            difference
+      trained alone, digits_test     0.913 ± 0.035    -
+      trained alone, scenes_test     0.163 ± 0.031    -
+      both in parallel, digits_test  0.873 ± 0.058    -0.040 ± 0.090
+      both in parallel, scenes_test  0.171 ± 0.054    +0.008 ± 0.045
+
+The scenes gain at most a little, well within the interval, and the digits pay for it. All arms normalise by groups.
+With BatchNorm, whose one set of statistics would have to serve pictures on black and pictures over photographs, the
+digits fell from 0.961 to 0.829 (embedded) and from 0.941 to 0.416 (MNIST), and the scenes from 0.178 to 0.161 and
+0.137.
+"""
 
 from __future__ import annotations
 
