@@ -1,17 +1,8 @@
-"""Fixtures of the data tests: a private cache, and small image folders."""
+"""Fixtures of the data tests: small image folders."""
 
 import numpy as np
 import pytest
 from PIL import Image
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory):
-    """Our own builders are prepared into a folder of this test session only."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRANSFER_JAX_CACHE", str(folder))
-        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,8 @@ DIGITS = {"kind": "task", "task": "digits", "stream": "train"}
     ({"streams.train.data.kind": "array"}, ["unknown kind of data 'array'", "did you mean 'arrays'?"]),
     ({"model.backbones.backbone.kind": "small_cn"}, ["unknown backbone 'small_cn'", "did you mean 'small_cnn'?"]),
     ({"model.backbones.backbone.width": (4,)}, ["unknown argument 'width'", "did you mean 'widths'?"]),
+    ({"stages.head.partition": ((".*", "frozen"),), "stages.head.groups": {}},
+     ["config.stages.head", "every parameter is frozen"]),
     ({"model.heads.digits.kind": "liner"}, ["unknown head 'liner'", "did you mean 'linear'?"]),
     ({"tasks.digits.kind": "clasification"}, ["'clasification'", "did you mean 'classification'?"]),
     ({"tasks.digits.head": "digit"}, ["unknown head 'digit' in config.tasks.digits; did you mean 'digits'?"]),

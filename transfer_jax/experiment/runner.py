@@ -155,13 +155,14 @@ class StageRun:
     def _resume(self, state: State) -> tuple[int, State]:
         target = jax.eval_shape(lambda: results.checkpoint_tree(state, self.constants, self.best))
         found = self.checkpoints.restore(target)
+        finished = [stage for stage in self.runner.spec.stages if self.runner.workdir.record(stage) is not None]
         if found is None:
-            self.writer.rewind(self.name, -1)
+            self.writer.rewind(self.name, -1, finished)
             return 0, state
         step, tree, meta = found
         self.seconds, self.best = meta["seconds"], tree["best"]
         self.constants = jax.tree.map(jnp.asarray, Constants(**tree["constants"]))
-        self.writer.rewind(self.name, step)
+        self.writer.rewind(self.name, step, finished)
         if step == self.ready.program.total_steps:
             self.measured = {step}  # the last checkpoint is saved after the last scores are logged
         self.progress.message(f"{self.name}: continuing after step {step}")

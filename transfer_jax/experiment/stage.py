@@ -127,7 +127,11 @@ def split(assembly: Assembly, spec: StageSpec, terms: list[Term], shapes: Mappin
     backbones = {backbone for stream in spec.objective.streams()
                  for backbone in assembly.spec.streams[stream].inputs}
     used = [path for path in shapes if path.startswith(tuple(f"{part}/" for part in heads | backbones | {"objective"}))]
-    return partition(list(shapes), spec.partition, spec.group_specs, used=used, where=f"{where}.partition")
+    parts = partition(list(shapes), spec.partition, spec.group_specs, used=used, where=f"{where}.partition")
+    if not parts.trainable:
+        raise UserError(f"{where}: its objective has terms, but every parameter is frozen; let one group "
+                        f"train, or give the stage no objective to evaluate only")
+    return parts
 
 
 def depths(assembly: Assembly, shapes: Mapping[str, Any]) -> dict[str, int]:

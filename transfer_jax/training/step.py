@@ -221,16 +221,17 @@ def compile_chunk(program: Program, members: int, active: frozenset[str]) -> Cal
 
     `count` is dynamic, so every chunk length shares one program. The state's buffers are donated.
     """
-    axes = (0, 0, feed_axes(program), 0, None)
-    step_members = over_members(lambda *arguments: train_step(program, active, *arguments), members, axes,
-                                program.members)
+    axes = (0, 0, feed_axes(program), 0)
 
     def chunk(state: State, constants: Constants, feeds: Any, seeds: Any, first: jax.Array, count: jax.Array) -> State:
-        def body(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
-            step, state = carry
-            return step + 1, step_members(state, constants, feeds, seeds, step)
+        def steps(state: State, constants: Constants, feeds: Any, seeds: Any) -> State:
+            def body(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
+                step, state = carry
+                return step + 1, train_step(program, active, state, constants, feeds, seeds, step)
 
-        return jax.lax.while_loop(lambda carry: carry[0] < first + count, body, (first, state))[1]
+            return jax.lax.while_loop(lambda carry: carry[0] < first + count, body, (first, state))[1]
+
+        return over_members(steps, members, axes, program.members)(state, constants, feeds, seeds)
 
     return jax.jit(chunk, donate_argnums=0)
 
