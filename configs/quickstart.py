@@ -22,8 +22,8 @@ about 1 min goes into the environment. Accuracy on the target's test set, mean a
     covariance alignment (no labels)    0.491 ± 0.012
 
 The new head reads the last map before its spatial mean, the others that mean. With one label per class nothing beats
-the source model as it is. The settings of the two alignments (scale 0.3, weight 10, 600 updates) were chosen in a handful
-of trials with 3 seeds on the same test set, so their gain of 0.02 is a little flattered.
+the source model as it is. The settings of the two alignments (scale 0.3, weight 10, 600 updates) were chosen in a
+handful of trials with 3 seeds on the same test set, so their gain of 0.02 is a little flattered.
 """
 
 from __future__ import annotations
