@@ -228,3 +228,13 @@ def test_a_real_process_says_the_same_and_debug_shows_the_traceback(tmp_path, di
     assert done.stdout == ""
     shown = command("train", "--config", path, "--workdir", tmp_path / "run", "--debug")
     assert shown.returncode != 0 and "Traceback" in shown.stderr and "UserError" in shown.stderr
+
+
+def test_bad_parameters_are_never_saved(tmp_path, digits_file, monkeypatch):
+    """The first update makes infinite parameters, whose loss would be seen only at the second."""
+    changes = {"stages.pretrain.lr": 1e39, "stages.pretrain.optimizer": {"kind": "sgd"}, "checkpoint_every": 1}
+    path = write_config(tmp_path, config(digits_file, changes))
+    flags = ("--config", path, "--workdir", tmp_path / "run", "--quiet")
+    code, _, err = run_here("train", *flags, monkeypatch=monkeypatch)
+    assert_one_sentence(code, err, "stage 'pretrain': the parameter ", "became NaN or infinite by step 1;")
+    assert not (tmp_path / "run" / "checkpoints").exists()

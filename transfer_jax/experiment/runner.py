@@ -118,6 +118,7 @@ class StageRun:
         check_selection(runner.spec, self.spec, f"config.stages.{name}")
 
     def run(self) -> None:
+        """Trains what is left of the stage and records its result."""
         runner, program = self.runner, self.ready.program
         assembly = runner.assembly
         params, batch_stats = runner.start_variables(self.spec, self.ready, self.before)
@@ -188,8 +189,16 @@ class StageRun:
         self.writer.flush()
         now = time.monotonic()
         self.seconds, self._began = self.seconds + now - self._began, now
-        tree = results.checkpoint_tree(state, self.constants, self.best)
-        self.checkpoints.save(step, jax.device_get(tree), {"seconds": self.seconds})
+        tree = jax.device_get(results.checkpoint_tree(state, self.constants, self.best))
+        self._check_sound(step, tree["state"]["trainable"])
+        self.checkpoints.save(step, tree, {"seconds": self.seconds})
+
+    def _check_sound(self, step: int, params: Mapping[str, np.ndarray]) -> None:
+        """A loss tells of bad parameters one step late: without this the last checkpoint could hold them."""
+        for path, leaf in params.items():
+            if not np.isfinite(leaf).all():
+                raise UserError(f"stage {self.name!r}: the parameter {path!r} became NaN or infinite by step {step}; "
+                                f"the last checkpoint before it is kept; try a smaller lr or set clip_norm")
 
     def _variables(self, state: State, average: bool) -> tuple[Flat, Any]:
         tree = results.checkpoint_tree(state, self.constants, self.best)

@@ -1,7 +1,7 @@
 """The one compiled training step: batches -> terms -> gradients of what moves -> optimizer.
 
-A `Program` is everything static about a stage. `train_step` is pure and speaks of one seed; `compile_chunk` vmaps it
-over seeds and runs many steps per dispatch.
+A `Program` is everything static about a stage. `train_step` is pure and speaks of one seed; `compile_chunk` runs
+many steps per dispatch, for all seeds.
 """
 
 from __future__ import annotations
