@@ -77,7 +77,7 @@ def stages(steps: int) -> dict:
                    **BOTH_DOMAINS))
     for labels in LABELS:
         for name, (method, settings) in with_labels(f"target_{labels}", labels).items():
-            result[f"{name}_{labels}"] = dict(title=f"{method}, {labels} labels per class", steps=steps,
+            result[f"{name}_{labels}"] = dict(title=f"{method}, {labels} per class", steps=steps,
                                               tags=dict(method=method, labels=labels), **{**on_target, **settings})
     pair = dict(source="source", target="target_unlabelled")
     alignments = dict(

@@ -213,7 +213,7 @@ class StageRun:
             prefix = "raw_" if self.averaged else "ema_"
             for label, scores in self._scores(self._variables(state, not self.averaged)).items():
                 found[label].metrics |= {prefix + key: value for key, value in scores.metrics.items()}
-        if step not in self.measured:
+        if step and step not in self.measured:
             for label, scores in found.items():
                 self.writer.write(self.name, step, "eval", scores.metrics, stream=label)
         if self.spec.best:
