@@ -58,6 +58,7 @@ DIGITS = {"kind": "task", "task": "digits", "stream": "train"}
     ({"model.backbones.backbone.width": (4,)}, ["unknown argument 'width'", "did you mean 'widths'?"]),
     ({"stages.head.partition": ((".*", "frozen"),), "stages.head.groups": {}},
      ["config.stages.head", "every parameter is frozen"]),
+    ({"model.backbones.heads": {"kind": "small_cnn"}}, ["config.model.backbones: 'heads' cannot name a backbone"]),
     ({"model.heads.digits.kind": "liner"}, ["unknown head 'liner'", "did you mean 'linear'?"]),
     ({"tasks.digits.kind": "clasification"}, ["'clasification'", "did you mean 'classification'?"]),
     ({"tasks.digits.head": "digit"}, ["unknown head 'digit' in config.tasks.digits; did you mean 'digits'?"]),

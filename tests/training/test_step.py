@@ -86,10 +86,12 @@ def test_steps_per_dispatch_changes_no_bit(digits_file):
     assert all(np.array_equal(runs[0].metrics["loss"], other.metrics["loss"]) for other in runs[1:])
 
 
-def test_seeds_trained_together_equal_each_alone(digits_file):
+@pytest.mark.parametrize("how", ["vmap", "map"])
+def test_seeds_trained_together_equal_each_alone(digits_file, how):
     seeds = (3, 7, 11)
     stage = {"optimizer": {"kind": "sgd"}, "lr": 0.05}
-    together = trained(single(digits_file, stage, {"seeds": seeds, "streams.train.labels_per_class": 5}))
+    changes = {"seeds": seeds, "streams.train.labels_per_class": 5, "members": how}
+    together = trained(single(digits_file, stage, changes))
     for number, seed in enumerate(seeds):
         alone = trained(single(digits_file, stage, {"seeds": (seed,), "streams.train.labels_per_class": 5}))
         np.testing.assert_allclose(together.metrics["loss"][:, number], alone.metrics["loss"][:, 0], atol=2e-5)

@@ -118,6 +118,10 @@ def as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:
 
 def check_names(spec: ExperimentSpec) -> None:
     """Raises for a name of a stream, task, head, backbone or stage that does not exist."""
+    for name in spec.model.backbones:
+        if name in ("heads", "objective") or "/" in name:
+            raise UserError(f"config.model.backbones: {name!r} cannot name a backbone: other parameters start "
+                            f"with it; choose another name")
     for name, task in spec.tasks.items():
         _known("head", task.head, spec.model.heads, f"config.tasks.{name}")
         if task.class_names_from:
