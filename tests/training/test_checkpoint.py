@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -123,3 +124,17 @@ def test_json_is_the_old_file_or_the_whole_new_one(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize("other", [{"a": {"x/y": (2, 4)}}, {"a": {"x/z": (2, 3)}}, {"a": {"x/y": (2, 3), "more": (1,)}},
+                                   {"a": {}}])
+def test_arrays_of_another_config_are_refused(tmp_path, other):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"a": {"x/y": np.ones((2, 3), np.float32)}})
+
+    def target(shapes):
+        return {"a": {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes["a"].items()}}
+
+    with pytest.raises(UserError, match="saved under another config"):
+        checkpoints.restore(target(other))
+    assert checkpoints.restore(target({"a": {"x/y": (2, 3)}}))[1]["a"]["x/y"].sum() == 6

@@ -75,11 +75,25 @@ class Checkpoints:
             fault = damage(self.folder / str(number))
             if fault is None:
                 path = self.folder / str(number)
-                return number, read_tree(path / "arrays", target), json.loads((path / "meta.json").read_text())
+                return number, _fitting(path / "arrays", target), json.loads((path / "meta.json").read_text())
             self.warn(f"checkpoint {self.folder / str(number)} is damaged ({fault}); using the one before it")
         if wanted:
             raise UserError(f"every checkpoint in {self.folder} is damaged; remove the folder to start the stage again")
         return None
+
+
+def _fitting(path: Path, target: Any) -> Any:
+    """The arrays in the structure of `target`; another structure or shape is a UserError."""
+    misfit = UserError(f"checkpoint {path.parent} was saved under another config, its arrays do not fit this one; use "
+                       f"another --workdir, or remove that folder to start the stage again")
+    try:
+        tree = read_tree(path, target)
+    except (ValueError, KeyError, TypeError) as error:  # its checksums are right, so it is the structure
+        raise misfit from error
+    if target is not None and any(a.shape != b.shape for a, b in
+                                  zip(jax.tree.leaves(tree), jax.tree.leaves(target), strict=True)):
+        raise misfit
+    return tree
 
 
 def write_tree(path: Path, tree: Any) -> None:
