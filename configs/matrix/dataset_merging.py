@@ -6,14 +6,14 @@ Two small labelled sets of plain digits merged into one stream, against each of 
     python -m transfer_jax.train --config configs/matrix/dataset_merging.py --workdir DIR
     python -m transfer_jax.train --config configs/matrix/dataset_merging.py:data=mnist --workdir DIR
 
-Measured on 2 CPU cores that other programs kept busy as well: 34 s embedded, 84 s with MNIST, all seeds together.
-Score (accuracy) on test data: mean ± half width of the 95 % interval over 3 seeds, and the difference to the first
-set alone, seed by seed:
+Measured on 2 CPU cores, not always idle, with nothing compiled before: 21 s embedded, 26 s with MNIST, all seeds
+together. Score (accuracy) on test data: mean ± half width of the 95 % interval over 3 seeds, and the difference to
+the first set alone, seed by seed:
 
     :data=embedded      score            difference
       first set alone   0.849 ± 0.051    -
-      second set alone  0.795 ± 0.147    -0.054 ± 0.114
-      both sets merged  0.863 ± 0.055    +0.014 ± 0.015
+      second set alone  0.794 ± 0.159    -0.056 ± 0.108
+      both sets merged  0.865 ± 0.072    +0.015 ± 0.044
 
     :data=mnist                     score            difference
       first set alone, mnist_test   0.649 ± 0.061    -

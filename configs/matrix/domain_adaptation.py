@@ -7,22 +7,22 @@ none (two methods that align the features of both domains). MNIST-M takes the pl
     python -m transfer_jax.train --config configs/matrix/domain_adaptation.py --workdir DIR
     python -m transfer_jax.train --config configs/matrix/domain_adaptation.py:data=mnist --workdir DIR
 
-Measured on 2 CPU cores that other programs kept busy as well: 132 s embedded, 141 s with MNIST, all seeds together.
-Score (accuracy) on test data: mean ± half width of the 95 % interval over 3 seeds, and the difference to training
-from scratch, seed by seed:
+Measured on 2 CPU cores, not always idle, with nothing compiled before: 40 s embedded, 45 s with MNIST, all seeds
+together. Score (accuracy) on test data: mean ± half width of the 95 % interval over 3 seeds, and the difference to
+training from scratch, seed by seed:
 
     :data=embedded                            score            difference
-      source model as it is                   0.362 ± 0.029    -0.042 ± 0.100
+      source model as it is                   0.372 ± 0.026    -0.032 ± 0.106
       from scratch, 5 labels per class        0.403 ± 0.080    -
-      fine-tuning, 5 labels per class         0.575 ± 0.054    +0.172 ± 0.115
-      domain-adversarial, no target labels    0.513 ± 0.112    +0.110 ± 0.179
-      covariance alignment, no target labels  0.545 ± 0.087    +0.142 ± 0.157
+      fine-tuning, 5 labels per class         0.568 ± 0.087    +0.165 ± 0.155
+      domain-adversarial, no target labels    0.523 ± 0.059    +0.120 ± 0.122
+      covariance alignment, no target labels  0.542 ± 0.103    +0.138 ± 0.180
 
     :data=mnist                               score            difference
       source model as it is                   0.107 ± 0.004    -0.118 ± 0.053
       from scratch, 5 labels per class        0.225 ± 0.050    -
       fine-tuning, 5 labels per class         0.320 ± 0.019    +0.095 ± 0.043
-      domain-adversarial, no target labels    0.254 ± 0.037    +0.030 ± 0.024
+      domain-adversarial, no target labels    0.255 ± 0.044    +0.030 ± 0.022
       covariance alignment, no target labels  0.217 ± 0.046    -0.008 ± 0.070
 
 With labels, transfer helps on both. Without labels both alignments lift the embedded source model above 5 labels per

@@ -6,25 +6,25 @@ weights learned from their uncertainty, against each task alone. MNIST in place 
     python -m transfer_jax.train --config configs/matrix/multitask.py --workdir DIR
     python -m transfer_jax.train --config configs/matrix/multitask.py:data=mnist --workdir DIR
 
-Measured on 2 CPU cores that other programs kept busy as well: 149 s embedded, 183 s with MNIST, all seeds together.
-Score (accuracy, and mean IoU for scenes) on test data: mean ± half width of the 95 % interval over 3 seeds, and the
-difference to training alone, seed by seed:
+Measured on 2 CPU cores, not always idle, with nothing compiled before: 66 s embedded, 69 s with MNIST, all seeds
+together. Score (accuracy, and mean IoU for scenes) on test data: mean ± half width of the 95 % interval over 3 seeds,
+and the difference to training alone, seed by seed:
 
     :data=embedded                            score            difference
-      trained alone, digits_test              0.937 ± 0.026    -
-      trained alone, scenes_test              0.206 ± 0.013    -
-      together, weights 1 and 1, digits_test  0.937 ± 0.057    +0.000 ± 0.079
-      together, weights 1 and 1, scenes_test  0.424 ± 0.075    +0.218 ± 0.079
-      together, learned weights, digits_test  0.939 ± 0.033    +0.002 ± 0.057
-      together, learned weights, scenes_test  0.414 ± 0.048    +0.209 ± 0.061
+      trained alone, digits_test              0.946 ± 0.051    -
+      trained alone, scenes_test              0.203 ± 0.014    -
+      together, weights 1 and 1, digits_test  0.942 ± 0.044    -0.003 ± 0.057
+      together, weights 1 and 1, scenes_test  0.421 ± 0.061    +0.218 ± 0.056
+      together, learned weights, digits_test  0.937 ± 0.007    -0.008 ± 0.052
+      together, learned weights, scenes_test  0.415 ± 0.049    +0.212 ± 0.054
 
     :data=mnist                               score            difference
       trained alone, digits_test              0.925 ± 0.007    -
-      trained alone, scenes_test              0.206 ± 0.013    -
-      together, weights 1 and 1, digits_test  0.840 ± 0.101    -0.085 ± 0.097
-      together, weights 1 and 1, scenes_test  0.309 ± 0.049    +0.103 ± 0.036
-      together, learned weights, digits_test  0.831 ± 0.064    -0.094 ± 0.059
-      together, learned weights, scenes_test  0.308 ± 0.065    +0.102 ± 0.052
+      trained alone, scenes_test              0.203 ± 0.014    -
+      together, weights 1 and 1, digits_test  0.841 ± 0.075    -0.084 ± 0.070
+      together, weights 1 and 1, scenes_test  0.315 ± 0.053    +0.112 ± 0.040
+      together, learned weights, digits_test  0.834 ± 0.065    -0.091 ± 0.061
+      together, learned weights, scenes_test  0.311 ± 0.069    +0.108 ± 0.061
 
 The scenes double their score, and gain half of it with MNIST. The embedded digits neither gain nor lose; MNIST loses
 0.09, perhaps because its 20x20 digits and the 40x40 scenes share the BatchNorm statistics. The learned weights do no

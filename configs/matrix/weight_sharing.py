@@ -6,15 +6,15 @@ minimised together. MNIST and MNIST-M with `:data=mnist`.
     python -m transfer_jax.train --config configs/matrix/weight_sharing.py --workdir DIR
     python -m transfer_jax.train --config configs/matrix/weight_sharing.py:data=mnist --workdir DIR
 
-Measured on 2 CPU cores that other programs kept busy as well: 49 s embedded, 72 s with MNIST, all seeds together.
-Score (accuracy) on test data: mean ± half width of the 95 % interval over 3 seeds, and the difference to training
-alone, seed by seed:
+Measured on 2 CPU cores, not always idle, with nothing compiled before: 27 s embedded, 33 s with MNIST, all seeds
+together. Score (accuracy) on test data: mean ± half width of the 95 % interval over 3 seeds, and the difference to
+training alone, seed by seed:
 
     :data=embedded                              score            difference
-      trained alone, plain_test                 0.924 ± 0.033    -
-      trained alone, photo_test                 0.598 ± 0.165    -
-      both domains, shared weights, plain_test  0.942 ± 0.039    +0.019 ± 0.072
-      both domains, shared weights, photo_test  0.703 ± 0.031    +0.105 ± 0.167
+      trained alone, plain_test                 0.929 ± 0.022    -
+      trained alone, photo_test                 0.597 ± 0.170    -
+      both domains, shared weights, plain_test  0.939 ± 0.038    +0.010 ± 0.058
+      both domains, shared weights, photo_test  0.700 ± 0.000    +0.103 ± 0.170
 
     :data=mnist                                 score            difference
       trained alone, plain_test                 0.907 ± 0.022    -
