@@ -28,7 +28,8 @@ and the difference to training alone, seed by seed:
 
 The scenes double their score, and gain half of it with MNIST. The embedded digits neither gain nor lose; MNIST loses
 0.09, perhaps because its 20x20 digits and the 40x40 scenes share the BatchNorm statistics. The learned weights do no
-better than 1 and 1. 300 updates with 16 scenes each were tried before, with the same picture (2 seeds).
+better than 1 and 1. 300 updates with 16 scenes each were tried before, with the same picture (2 seeds, the same test
+scenes).
 """
 
 from __future__ import annotations
