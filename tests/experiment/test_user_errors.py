@@ -231,6 +231,7 @@ def test_a_real_process_says_the_same_and_debug_shows_the_traceback(tmp_path, di
     assert shown.returncode != 0 and "Traceback" in shown.stderr and "UserError" in shown.stderr
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # the very point of it
 def test_bad_parameters_are_never_saved(tmp_path, digits_file, monkeypatch):
     """The first update makes infinite parameters, whose loss would be seen only at the second."""
     changes = {"stages.pretrain.lr": 1e39, "stages.pretrain.optimizer": {"kind": "sgd"}, "checkpoint_every": 1}
