@@ -114,7 +114,7 @@ def test_evaluation_covers_every_example_once(storage, batch_size):
     if storage == "device":
         make = jax.jit(jax.vmap(lambda feed, b: opened.evaluation_batch(feed, b, batch_size),
                                 in_axes=(opened.feed_axes(), None)))
-        feed = opened.evaluation_feed(batch_size)
+        feed = opened.feed()
         batches = [make(feed, number) for number in range(count)]
     else:
         batches = [jax.vmap(opened.evaluation_batch)(fed) for fed in opened.evaluation_batches(batch_size)]

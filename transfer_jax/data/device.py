@@ -59,10 +59,6 @@ class DeviceStream(Stream):
         batch["weight"] = jnp.ones(self.spec.batch_size, jnp.float32)
         return self._finish(batch, own, step, slots)
 
-    def evaluation_feed(self, batch_size: int) -> Feed:
-        """The feed of an exact pass: the same as that of training."""
-        return self.feed()
-
     def evaluation_batch(self, feed: Feed, number: Any, batch_size: int) -> Batch:
         """Batch `number` (may be traced) of an exact pass in order, not augmented; padding has weight 0. Traced."""
         position = number * batch_size + jnp.arange(batch_size, dtype=jnp.int32)

@@ -55,10 +55,6 @@ class HostStream(Stream):
         """Finishes one member's fed batch [B, ...]: float, mixing augmentations, normalisation. Traced."""
         return self._finish(fed, self.order_seed(seed, jnp), step, None, per_example=False)
 
-    def evaluation_feed(self, batch_size: int) -> None:
-        """Nothing is put on the device beforehand."""
-        return None
-
     def evaluation_batches(self, batch_size: int, process_index: int | None = None,
                            process_count: int | None = None) -> Iterator[Batch]:
         """An exact pass in order: `batches_of(batch_size)` batches [S, B/processes, ...]; padding has weight 0."""

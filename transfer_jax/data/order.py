@@ -115,10 +115,3 @@ def draw(step: Any, batch: int, n: Any, seed: Any, slots: Any = None, xp: Module
     slots = xp.arange(batch, dtype=xp.uint32) if slots is None else slots
     epoch, offset = locate(step, batch, n, slots, xp)
     return permute(offset, epoch, n, seed, xp)
-
-
-def permuted(position: Any, n: Any, seed: Any, xp: ModuleType = np) -> Any:
-    """Index in [0, n) of the example at `position` (< 2^32) of the endless order; int32."""
-    position = _word(position, xp)
-    n = _word(n, xp)
-    return permute(position % n, position // n, n, seed, xp)

@@ -64,9 +64,6 @@ class Stream:
         """Number of batches of an exact pass."""
         return -(-self.size // batch_size)
 
-    def steps_per_epoch(self) -> float:
-        return self.size / self.spec.batch_size
-
     def order_seed(self, seed: Any, xp: Any = np) -> Any:
         """The seed of this stream's order. The name enters it: else two streams of one size would walk in step, and
         since rows are sorted alike their batches would show the same classes at the same places."""

@@ -54,12 +54,12 @@ def stage_result(workdir: Workdir, spec: ExperimentSpec, stage: str, select: str
 
 
 def from_checkpoint(reference: str, select: str, shapes: Mapping[str, Any], stats: Any, members: int,
-                    patterns_skip: frozenset[str]) -> tuple[Flat, Any]:
+                    renewed: frozenset[str]) -> tuple[Flat, Any]:
     """Parameters from another run, `WORKDIR[@stage]`, checked leaf by leaf against this model.
 
     Args:
       shapes: path -> shape of one seed, of every parameter wanted.
-      patterns_skip: paths that will be initialised afresh and may be absent or of another shape.
+      renewed: paths that will be initialised afresh and may be absent or of another shape.
     """
     folder, _, stage = reference.partition("@")
     other = Workdir(folder)
@@ -69,7 +69,7 @@ def from_checkpoint(reference: str, select: str, shapes: Mapping[str, Any], stat
         raise UserError(f"init=checkpoint:{reference}: that run has no stage {stage!r}; it has "
                         f"{', '.join(spec.stages)}")
     params, batch_stats = stage_result(other, spec, stage, select)
-    wrong = [path for path, leaf in shapes.items() if path not in patterns_skip
+    wrong = [path for path, leaf in shapes.items() if path not in renewed
              and (path not in params or tuple(params[path].shape[1:]) != tuple(leaf.shape))]
     if wrong:
         raise UserError(f"init=checkpoint:{reference} lacks {len(wrong)} parameters of this model, or has them in "
@@ -79,7 +79,7 @@ def from_checkpoint(reference: str, select: str, shapes: Mapping[str, Any], stat
     found = {path: tuple(leaf.shape[1:]) for path, leaf in flatten(batch_stats).items()}
     if found != {path: tuple(shape) for path, shape in expected.items()}:
         raise UserError(f"init=checkpoint:{reference}: its BatchNorm statistics do not fit this model")
-    kept = {path: params[path] for path in shapes if path not in patterns_skip}
+    kept = {path: params[path] for path in shapes if path not in renewed}
     return jax.tree.map(lambda leaf: _for_members(leaf, members, reference), (kept, batch_stats))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import time
 from collections.abc import Mapping
@@ -68,10 +69,15 @@ class Runner:
         return {name: total_steps(stage, {stream: self.assembly.stream(stream) for stream in stage.objective.streams()}
                                   if stage.steps is None else {}) for name, stage in self.spec.stages.items()}
 
+    @functools.cached_property
+    def fresh(self) -> tuple[Flat, Any]:
+        """Parameters and statistics drawn from the seeds, the same for every stage."""
+        return fresh_variables(self.assembly)
+
     def start_variables(self, stage: StageSpec, ready: ReadyStage, before: str | None) -> tuple[Flat, Any]:
         """Parameters and statistics at the stage's start, with a member axis."""
         members = self.assembly.members
-        fresh, fresh_stats = fresh_variables(self.assembly)
+        fresh, fresh_stats = self.fresh
         where = f"config.stages.{ready.name}"
         init = stage.init if stage.init != "previous" else (before or "fresh")
         if init == "fresh":

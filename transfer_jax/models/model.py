@@ -127,14 +127,6 @@ def build_model(spec: ModelSpec, heads: Mapping[str, Component], dtype: Any = jn
                  {name: build_head(part, dtype, f"heads.{name}") for name, part in heads.items()})
 
 
-def taps_of(taps: Taps, backbone: str) -> Taps:
-    """The taps of one backbone under their own names: lets a head of one backbone be applied to another's taps."""
-    if backbone == MAIN:
-        return {name: value for name, value in taps.items() if "/" not in name}
-    prefix = f"{backbone}/"
-    return {name.removeprefix(prefix): value for name, value in taps.items() if name.startswith(prefix)}
-
-
 def _qualify(backbone: str, taps: Taps) -> Taps:
     return taps if backbone == MAIN else {f"{backbone}/{tap}": value for tap, value in taps.items()}
 
