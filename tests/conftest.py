@@ -12,6 +12,11 @@ from sklearn.datasets import load_digits
 from transfer_jax.experiment.compilation import enable_compilation_cache
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--parity", action="store_true", help="compare live with torch, torchvision, timm, transformers")
+    parser.addoption("--all", action="store_true", help="with --parity: every member of a family, not the smallest")
+
+
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory) -> Path:
     """A folder of this test session that all of its parallel workers share."""

@@ -16,7 +16,8 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015), with the variables of `nn.BatchNorm`.
 
     Parameters `scale`, `bias` [C]; statistics `batch_stats/mean`, `batch_stats/var` [C], all float32. The stored
-    variance is the biased one (divided by N, not N - 1), as in flax. Statistics are computed in float32 in two
+    variance is the biased one (divided by N, not N - 1), as in flax, or with `unbiased` the other, as in PyTorch;
+    a layer always normalises by the biased one. Statistics are computed in float32 in two
     passes (mean first, then the mean of squared deviations), so a large mean does not destroy the variance.
 
     With `train=True` a layer normalises by its batch and moves its statistics:
@@ -29,6 +30,7 @@ class BatchNorm(nn.Module):
     dtype: Any = None
     use_scale: bool = True
     use_bias: bool = True
+    unbiased: bool = False
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
@@ -43,7 +45,8 @@ class BatchNorm(nn.Module):
             mean, var = _statistics(x)
             if not self.is_initializing():
                 stored_mean.value = self.momentum * stored_mean.value + (1 - self.momentum) * mean
-                stored_var.value = self.momentum * stored_var.value + (1 - self.momentum) * var
+                kept = var * _bessel(x) if self.unbiased else var
+                stored_var.value = self.momentum * stored_var.value + (1 - self.momentum) * kept
         else:
             mean, var = stored_mean.value, stored_var.value
         factor = jax.lax.rsqrt(var + self.epsilon)
@@ -53,6 +56,12 @@ class BatchNorm(nn.Module):
         if self.use_bias:
             y = y + self.param("bias", self.bias_init, channels, jnp.float32)
         return y.astype(self.dtype or x.dtype)
+
+
+def _bessel(x: jax.Array) -> float:
+    """N / (N - 1) for N values per channel; 1 for a single one, whose variance is zero either way."""
+    count = x.size // x.shape[-1]
+    return count / max(count - 1, 1)
 
 
 def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:

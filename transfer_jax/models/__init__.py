@@ -10,9 +10,11 @@ from flax import linen as nn
 
 from transfer_jax.core.errors import unknown
 from transfer_jax.core.spec import Component, bind
+from transfer_jax.models.bit import BiTResNet
 from transfer_jax.models.cifar_resnet import CifarResNet
 from transfer_jax.models.heads import LinearHead, MLPHead, RegressionHead, SegmentationHead
 from transfer_jax.models.lenet import LeNet, SmallCNN
+from transfer_jax.models.resnet import ResNet
 from transfer_jax.models.taps import Backbone
 
 BACKBONES = {
@@ -24,6 +26,15 @@ BACKBONES = {
     "cifar_resnet44": functools.partial(CifarResNet, depth=44),
     "cifar_resnet56": functools.partial(CifarResNet, depth=56),
     "cifar_resnet110": functools.partial(CifarResNet, depth=110),
+    "resnet18": functools.partial(ResNet, depth=18),
+    "resnet34": functools.partial(ResNet, depth=34),
+    "resnet50": functools.partial(ResNet, depth=50),
+    "resnet101": functools.partial(ResNet, depth=101),
+    "resnet152": functools.partial(ResNet, depth=152),
+    "bit_resnet50": functools.partial(BiTResNet, depth=50),
+    "bit_resnet101": functools.partial(BiTResNet, depth=101),
+    "bit_resnet50x3": functools.partial(BiTResNet, depth=50, width=3),
+    "bit_resnet152x2": functools.partial(BiTResNet, depth=152, width=2),
 }
 
 HEADS = {

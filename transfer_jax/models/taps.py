@@ -10,24 +10,37 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from transfer_jax.core.errors import UserError
+from transfer_jax.core.spec import Component
 
 Taps = dict[str, jax.Array]
 
 
 class Backbone(nn.Module):
-    """A network from images to taps. Nothing beyond the tap `until` is built, computed or given parameters.
+    """A network from inputs to taps. Nothing beyond the tap `until` is built, computed or given parameters.
 
     A subclass states its `tap_names` in forward order and returns `walk(x, self.until, steps)` from
-    `__call__(x, train=False)`. Maps are [B, H, W, C]; `pooled` is the feature vector [B, D].
+    `__call__(x, train=False)`. Maps are [B, H, W, C]; `pooled` is the feature vector [B, D]. With `remat` the backward
+    pass computes the inside of each block again instead of keeping it: less memory, about a third more time.
     """
 
     until: str | None = None
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @property
     def tap_names(self) -> tuple[str, ...]:
         """Names of all taps of the whole network, in forward order, whatever `until` says."""
         raise AttributeError(f"{type(self).__name__} does not state its tap_names")
+
+    @property
+    def example(self) -> Any:
+        """Shape and dtype of one input (batch 1) of the size that the family was published with."""
+        return jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+
+    @property
+    def classifier(self) -> Component | None:
+        """The head that the family was published with, less its number of classes; None if there is none."""
+        return Component(kind="linear", tap="pooled")
 
 
 def walk(x: jax.Array, until: str | None, steps: Mapping[str, Callable[[jax.Array], jax.Array]]) -> Taps:

@@ -1,0 +1,65 @@
+"""What the originals say about the seeded networks, in small files, so that every test run can compare with them.
+
+    python -m tests.parity.golden [parts of ids ...]
+
+writes `golden/outputs.json` (logits and tap averages of the smallest member of each family and layout) and
+`golden/signatures.json` (names and shapes of the tensors of every case). Needs torch, torchvision, timm and
+transformers; the same versions give the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.parity.cases import CASES
+from tests.parity.harness import Case, Original, signature
+from transfer_jax.pretrained.conversion import to_foreign
+
+FOLDER = Path(__file__).parent / "golden"
+OUTPUTS, SIGNATURES = FOLDER / "outputs.json", FOLDER / "signatures.json"
+CLASSES_KEPT = 16
+
+
+def summarize(taps: dict[str, Any], logits: Any) -> dict[str, Any]:
+    """Logits of both examples, and mean and mean magnitude of every tap."""
+    return {"logits": np.asarray(logits, np.float64).reshape(len(logits), -1)[:, :CLASSES_KEPT].tolist(),
+            "taps": {name: [float(np.mean(value, dtype=np.float64)), float(np.abs(np.float64(value)).mean())]
+                     for name, value in taps.items()}}
+
+
+def make(case: Case) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """(outputs of the original if the case is a smallest one, signature of its own tensors)."""
+    original = Original(case, to_foreign(case.leaves(), case.module, case.layout))
+    outputs = summarize(*original.evaluate(case.draw_inputs())) if case.smallest else None
+    return outputs, signature(original.tensors())
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The JSON file, or nothing yet."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def main(arguments: list[str]) -> None:
+    """Makes the entries of the chosen cases anew and drops those of cases that are no more."""
+    outputs, signatures = read(OUTPUTS), read(SIGNATURES)
+    for name, case in CASES.items():
+        if arguments and not any(argument in name for argument in arguments):
+            continue
+        made, signatures[name] = make(case)
+        if made is not None:
+            outputs[name] = made
+        print(name, signatures[name]["numbers"], flush=True)
+    FOLDER.mkdir(exist_ok=True)
+    kept = {name: value for name, value in outputs.items() if name in CASES and CASES[name].smallest}
+    OUTPUTS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    found = {name: value for name, value in signatures.items() if name in CASES}
+    SIGNATURES.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
