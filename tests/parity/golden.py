@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from tests.parity.cases import CASES
 from tests.parity.harness import Case, Original, signature
-from transfer_jax.pretrained.conversion import to_foreign
+from transfer_jax.pretrained.conversion import find_layout, matches, to_foreign
 
 FOLDER = Path(__file__).parent / "golden"
 OUTPUTS, SIGNATURES = FOLDER / "outputs.json", FOLDER / "signatures.json"
@@ -36,7 +37,13 @@ def make(case: Case) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """(outputs of the original if the case is a smallest one, signature of its own tensors)."""
     original = Original(case, to_foreign(case.leaves(), case.module, case.layout))
     outputs = summarize(*original.evaluate(case.draw_inputs())) if case.smallest else None
-    return outputs, signature(original.tensors())
+    return outputs, signature(learned(case, original.tensors()))
+
+
+def learned(case: Case, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors that carry something to learn: without counters and index buffers."""
+    ignored = find_layout(case.module, case.layout).ignore
+    return {name: tensor for name, tensor in tensors.items() if not matches(ignored, name)}
 
 
 def read(path: Path) -> dict[str, Any]:
