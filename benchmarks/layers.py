@@ -22,14 +22,17 @@ from jax import lax
 
 from transfer_jax.layers.convolution import convolve
 from transfer_jax.layers.normalization import BatchNorm
-from transfer_jax.layers.pooling import max_pool
+from transfer_jax.layers.pooling import avg_pool, max_pool
 
 STEPS = 4
 # image side, channels, features, kernel, stride, groups
 CONVOLUTIONS = [(16, 3, 16, 3, 1, 1), (16, 16, 16, 3, 1, 1), (16, 16, 32, 3, 2, 1), (8, 32, 32, 3, 1, 1),
                 (8, 32, 64, 3, 2, 1), (4, 64, 64, 3, 1, 1), (16, 3, 20, 5, 1, 1), (8, 20, 50, 5, 1, 1),
-                (2, 64, 64, 3, 1, 1), (8, 64, 64, 1, 1, 1), (16, 32, 32, 3, 1, 32)]
-POOLS = [(16, 20, 2, 2), (8, 50, 2, 2), (32, 16, 3, 2)]  # image side, channels, window, stride
+                (2, 64, 64, 3, 1, 1), (8, 64, 64, 1, 1, 1), (16, 32, 32, 3, 1, 32), (28, 96, 96, 3, 1, 96),
+                (28, 96, 96, 3, 2, 96), (7, 320, 320, 3, 1, 320), (14, 96, 96, 7, 1, 96), (14, 64, 64, 3, 1, 8),
+                (14, 256, 256, 3, 1, 32), (64, 3, 64, 7, 2, 1), (64, 3, 64, 4, 4, 1), (64, 3, 64, 16, 16, 1)]
+POOLS = [(16, 20, 2, 2), (8, 50, 2, 2), (32, 16, 3, 2), (56, 64, 3, 2)]  # image side, channels, window, stride
+AVERAGES = [(28, 64, 2, 2), (14, 64, 3, 1)]
 NORMS = [(16, 16), (4, 64)]  # image side, channels
 
 
@@ -66,20 +69,23 @@ def torch_loop(function: Callable, x: np.ndarray, p: np.ndarray, members: int) -
 
 def conv_case(side: int, channels: int, features: int, kernel: int, stride: int, groups: int):
     """Name, our function, flax's, PyTorch's, shapes of image (without batch) and parameters."""
-    layer = nn.Conv(features, (kernel, kernel), stride, kernel // 2, feature_group_count=groups, use_bias=False)
+    padding = 0 if kernel == stride else kernel // 2
+    layer = nn.Conv(features, (kernel, kernel), stride, padding, feature_group_count=groups, use_bias=False)
     name = f"conv {side}x{side} {channels}->{features} k{kernel} s{stride}" + (f" g{groups}" if groups > 1 else "")
-    return (name, lambda x, p: convolve(x, p, (stride, stride), kernel // 2, groups),
+    return (name, lambda x, p: convolve(x, p, (stride, stride), padding, groups),
             lambda x, p: layer.apply({"params": {"kernel": p}}, x),
-            lambda x, p: torch.nn.functional.conv2d(x, p.permute(3, 2, 0, 1), None, stride, kernel // 2, 1, groups),
+            lambda x, p: torch.nn.functional.conv2d(x, p.permute(3, 2, 0, 1), None, stride, padding, 1, groups),
             (side, side, channels), (kernel, kernel, channels // groups, features))
 
 
-def pool_case(side: int, channels: int, window: int, stride: int):
+def pool_case(kind: str, side: int, channels: int, window: int, stride: int):
     pad = (window - 1) // 2
-    return (f"max pool {side}x{side}x{channels} k{window} s{stride}",
-            lambda x, p: max_pool(x, window, stride, pad) + p.sum(),
-            lambda x, p: nn.max_pool(x, (window, window), (stride, stride), ((pad, pad), (pad, pad))) + p.sum(),
-            lambda x, p: torch.nn.functional.max_pool2d(x, window, stride, pad) + p.sum(), (side, side, channels), (1,))
+    ours, flax = (max_pool, nn.max_pool) if kind == "max" else (avg_pool, nn.avg_pool)
+    theirs = getattr(torch.nn.functional, f"{kind}_pool2d")
+    return (f"{kind} pool {side}x{side}x{channels} k{window} s{stride}",
+            lambda x, p: ours(x, window, stride, pad) + p.sum(),
+            lambda x, p: flax(x, (window, window), (stride, stride), ((pad, pad), (pad, pad))) + p.sum(),
+            lambda x, p: theirs(x, window, stride, pad) + p.sum(), (side, side, channels), (1,))
 
 
 def norm_case(side: int, channels: int):
@@ -128,7 +134,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9, help="interleaved runs per case")
     parser.add_argument("--only", default="", help="run the cases whose name holds this text")
     flags = parser.parse_args()
-    cases = [*(conv_case(*c) for c in CONVOLUTIONS), *(pool_case(*c) for c in POOLS), *(norm_case(*c) for c in NORMS)]
+    cases = [*(conv_case(*c) for c in CONVOLUTIONS), *(pool_case("max", *c) for c in POOLS),
+             *(pool_case("avg", *c) for c in AVERAGES), *(norm_case(*c) for c in NORMS)]
     print(f"{flags.members} members, batch {flags.batch}, {jax.default_backend()}, forward + backward in a loop")
     print(f"{'case':32} {'ours ms':>9} {'/ flax':>8} {'/ torch':>8}")
     for case in cases:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.parity.oracle import framework
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import build
 from transfer_jax.data import StreamSpec, from_arrays, open_stream, preprocess_image, preprocessing
@@ -82,6 +83,30 @@ def test_resizing():
     mask = (wide[..., 0] > 0).astype(np.int32)
     assert (resize_mask(mask, (4, 4), "crop") == 1).all()
     assert resize(PIXELS, (6, 8)) is PIXELS
+
+
+def test_resizing_before_the_crop():
+    image = np.random.default_rng(1).integers(0, 256, (30, 45, 3), dtype=np.uint8)
+    shorter = Image.fromarray(image).resize((36, 24), Image.Resampling.BICUBIC)
+    assert (resize(image, (20, 20), "bicubic", "crop", 24) == np.asarray(shorter)[2:22, 8:28]).all()
+    both = Image.fromarray(image).resize((24, 28), Image.Resampling.BILINEAR)
+    assert (resize(image, (20, 20), fit="crop", first=[28, 24]) == np.asarray(both)[4:24, 2:22]).all()
+    assert (resize(image, (20, 20), fit="crop", first=30) == image[5:25, 12:32]).all()  # (45 - 20) / 2 = 12.5
+    mask = image[..., 0].astype(np.int32)
+    assert (resize_mask(mask, (20, 20), "crop", 30) == mask[5:25, 12:32]).all()
+
+
+@pytest.mark.parametrize(("resized", "crop"), [((232, 232), 224), ((37, 50), 32), ((24, 24), 24)])
+@pytest.mark.parametrize("shape", [(40, 61), (61, 40), (33, 33)])
+def test_the_recipe_of_torchvision_is_reproduced(resized, crop, shape):
+    functional = framework("torchvision").transforms.functional
+    image = np.random.default_rng(2).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    first = resized[0] if resized[0] == resized[1] else resized
+    modes = functional.InterpolationMode
+    for name in ("bilinear", "bicubic"):
+        picture = functional.resize(Image.fromarray(image), first, modes(name))
+        theirs = np.asarray(functional.center_crop(picture, crop))
+        assert (resize(image, (crop, crop), name, "crop", first) == theirs).all()
 
 
 def test_channels():

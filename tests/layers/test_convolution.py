@@ -33,8 +33,19 @@ CASES = {
     "more padding than kernel": ((5, 6), 8, 4, (2, 2), (1, 1), ((3, 0), (0, 4)), 1),
     "depthwise": ((8, 7), 6, 6, (3, 3), (1, 1), "SAME", 6),
     "depthwise strided, multiplied": ((8, 7), 6, 12, (3, 3), (2, 2), "SAME", 6),
+    "depthwise, large kernel": ((9, 7), 8, 8, (7, 7), (1, 1), 3, 8),
+    "depthwise, uneven strides": ((11, 9), 5, 5, (3, 5), (3, 2), ((2, 1), (0, 3)), 5),
+    "depthwise, stride beyond kernel": ((9, 9), 4, 4, (2, 2), (3, 3), "VALID", 4),
+    "depthwise, many strips": ((30, 40), 64, 64, (3, 3), (1, 1), 1, 64),
+    "depthwise, one pixel": ((1, 1), 6, 6, (3, 3), (1, 1), "SAME", 6),
     "grouped": ((8, 7), 6, 4, (3, 3), (1, 1), "SAME", 2),
+    "grouped, strided": ((8, 7), 12, 24, (3, 3), (2, 2), 1, 3),
+    "very many groups": ((5, 5), 130, 65, (3, 3), (1, 1), 1, 65),
+    "patches": ((8, 12), 3, 5, (4, 4), (4, 4), "VALID", 1),
+    "patches that leave a rest": ((9, 8), 3, 5, (2, 3), (2, 3), "VALID", 1),
+    "patches of one channel": ((8, 8), 1, 5, (2, 2), (2, 2), "VALID", 1),
 }
+MORE = ["depthwise", "depthwise strided, multiplied", "depthwise, many strips", "grouped", "patches"]
 
 
 def reference(x, kernel, strides, padding, groups):
@@ -73,7 +84,7 @@ def test_equals_flax_in_value_and_gradients(case):
     close(ours, flax)
 
 
-@pytest.mark.parametrize("case", ["plain", "strided", "few channels", "cramped", "pointwise", "depthwise"])
+@pytest.mark.parametrize("case", ["plain", "strided", "few channels", "cramped", "pointwise", *MORE])
 @pytest.mark.parametrize("mapped", [(0, 0), (0, None), (None, 0)])
 def test_members_under_vmap_equal_members_one_by_one(case, mapped):
     size, channels, features, kernel, strides, padding, groups = CASES[case]
@@ -95,32 +106,39 @@ def test_many_members_and_members_of_members():
     close(flat, jax.tree.map(lambda *leaves: jnp.stack(leaves), *single))
 
 
-def test_descent_inside_a_loop_equals_descent_outside():
-    x, k = operands((8, 8), 8, 8, (3, 3), 1, members=(2,))
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_descent_inside_a_loop_equals_descent_outside(groups):
+    x, k = operands((8, 8), 8, 8, (3, 3), groups, members=(2,))
 
     def step(k):
-        return k - 1e-3 * jax.vmap(jax.grad(lambda k, x: jnp.square(convolve(x, k)).mean()))(k, x)
+        def loss(k, x):
+            return jnp.square(jax.checkpoint(lambda x, k: convolve(x, k, groups=groups))(x, k)).mean()
+        return k - 1e-3 * jax.vmap(jax.grad(loss))(k, x)
 
     inside = jax.jit(lambda k: lax.while_loop(lambda c: c[0] < 4, lambda c: (c[0] + 1, step(c[1])), (0, k))[1])(k)
+    scanned = jax.jit(lambda k: lax.scan(lambda k, _: (step(k), None), k, length=4)[0])(k)
     outside = k
     for _ in range(4):
         outside = step(outside)
     close(inside, outside)
+    close(scanned, outside)
     assert float(jnp.abs(inside - k).max()) > 1e-4
 
 
-def test_second_derivative_equals_flax():
-    x, k = operands((6, 6), 8, 4, (3, 3), 1)
+@pytest.mark.parametrize("groups", [1, 8])
+def test_second_derivative_equals_flax(groups):
+    x, k = operands((6, 6), 8, 8, (3, 3), groups)
 
     def penalty(conv):  # the gradient penalty of a critic: a gradient of a gradient to the input
         def value(x, k):
             return jnp.square(jax.grad(lambda x: jnp.tanh(conv(x, k)).sum())(x)).sum()
         return jax.grad(value, (0, 1))(x, k)
 
-    close(penalty(convolve), penalty(lambda x, k: reference(x, k, (1, 1), "SAME", 1)), 1e-4)
+    ours = penalty(lambda x, k: convolve(x, k, groups=groups))
+    close(ours, penalty(lambda x, k: reference(x, k, (1, 1), "SAME", groups)), 1e-4)
 
 
-@pytest.mark.parametrize("case", ["plain", "strided", "few channels", "cramped", "pointwise", "depthwise", "pieces"])
+@pytest.mark.parametrize("case", ["plain", "strided", "few channels", "cramped", "pointwise", "pieces", *MORE])
 def test_bfloat16_is_close_to_float32(case):
     size, channels, features, kernel, strides, padding, groups = CASES[case]
     x, k = operands(size, channels, features, kernel, groups)
@@ -145,5 +163,7 @@ def test_module_has_the_parameters_of_flax(kernel_size, use_bias):
 
 def test_empty_batch_and_geometry():
     assert convolve(jnp.zeros((0, 8, 8, 8)), jnp.zeros((3, 3, 8, 4))).shape == (0, 8, 8, 4)
+    x, k = jnp.zeros((0, 8, 8, 8)), jnp.zeros((3, 3, 1, 8))
+    assert jax.grad(lambda k: convolve(x, k, groups=8).sum())(k).shape == k.shape
     geometry = Geometry((7, 8), (3, 3), (2, 2), ((1, 1), (0, 1)))
     assert geometry.output == (4, 4) and not geometry.cramped

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 
 from transfer_jax.layers.normalization import BatchNorm
@@ -64,3 +65,28 @@ def test_bfloat16_output_with_float32_statistics():
     y, moved = BatchNorm(dtype=jnp.bfloat16).apply(variables(), images().astype(jnp.bfloat16), train=True,
                                                    mutable=["batch_stats"])
     assert y.dtype == jnp.bfloat16 and moved["batch_stats"]["var"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_stored_variance_of_either_kind(unbiased, torch):
+    x, own = images(), variables()
+    y, moved = BatchNorm(unbiased=unbiased).apply(own, x, train=True, mutable=["batch_stats"])
+    theirs = torch.nn.BatchNorm2d(5)
+    theirs.load_state_dict({"weight": torch.tensor(np.array(own["params"]["scale"])),
+                            "bias": torch.tensor(np.array(own["params"]["bias"])),
+                            "running_mean": torch.tensor(np.array(own["batch_stats"]["mean"])),
+                            "running_var": torch.tensor(np.array(own["batch_stats"]["var"])),
+                            "num_batches_tracked": torch.tensor(0)})
+    output = theirs(torch.tensor(np.array(x)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).detach().numpy()
+    np.testing.assert_allclose(y, output, atol=1e-5)
+    np.testing.assert_allclose(moved["batch_stats"]["mean"], theirs.running_mean.numpy(), rtol=1e-5)
+    count = x.size // 5
+    batch = (theirs.running_var.numpy() - 0.9 * np.asarray(own["batch_stats"]["var"])) / 0.1
+    expected = batch if unbiased else batch * (count - 1) / count
+    stored = (moved["batch_stats"]["var"] - 0.9 * own["batch_stats"]["var"]) / 0.1
+    np.testing.assert_allclose(stored, expected, rtol=1e-4)
+
+
+def test_a_single_value_per_channel_stays_finite():
+    _, moved = BatchNorm(unbiased=True).apply(variables(), jnp.ones((1, 5)), train=True, mutable=["batch_stats"])
+    assert bool(jnp.isfinite(moved["batch_stats"]["var"]).all())

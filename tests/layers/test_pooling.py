@@ -34,6 +34,20 @@ def test_max_pool_equals_torch_in_value_and_gradient(case, ties, torch):
     np.testing.assert_allclose(pull(jnp.asarray(cotangent))[0], theirs.grad.permute(0, 2, 3, 1).numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_avg_pool_equals_torch_in_value_and_gradient(case, torch):
+    size, strides, padding, image = CASES[case]
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *image, 3)).astype(np.float32)
+    y, pull = jax.vjp(jax.jit(lambda x: avg_pool(x, size, strides, padding)), jnp.asarray(x))
+    cotangent = rng.normal(size=y.shape).astype(np.float32)
+    theirs = torch.tensor(x).permute(0, 3, 1, 2).requires_grad_(True)
+    out = torch.nn.functional.avg_pool2d(theirs, size, strides, padding)
+    out.backward(torch.tensor(cotangent).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(y, out.detach().permute(0, 2, 3, 1).numpy(), atol=1e-6)
+    np.testing.assert_allclose(pull(jnp.asarray(cotangent))[0], theirs.grad.permute(0, 2, 3, 1).numpy(), atol=1e-6)
+
+
 def test_gradient_equals_flax_under_vmap_with_same_padding():
     x = jax.random.normal(jax.random.key(0), (3, 2, 9, 7, 4))
     weight = jax.random.normal(jax.random.key(1), (2, 5, 4, 4))
@@ -64,5 +78,6 @@ def test_averages():
 
 def test_bfloat16_keeps_its_dtype():
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3), jnp.bfloat16)
-    y, pull = jax.vjp(lambda x: max_pool(x, 3, 2, 1), x)
-    assert y.dtype == jnp.bfloat16 and pull(y)[0].dtype == jnp.bfloat16
+    for pool in (max_pool, avg_pool):
+        y, pull = jax.vjp(lambda x, pool=pool: pool(x, 3, 2, 1), x)
+        assert y.dtype == jnp.bfloat16 and pull(y)[0].dtype == jnp.bfloat16

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ CLASSES_KEPT = 16
 def summarize(taps: dict[str, Any], logits: Any) -> dict[str, Any]:
     """Logits of both examples, and mean and mean magnitude of every tap."""
     return {"logits": np.asarray(logits, np.float64).reshape(len(logits), -1)[:, :CLASSES_KEPT].tolist(),
-            "taps": {name: [float(np.mean(value, dtype=np.float64)), float(np.abs(np.float64(value)).mean())]
+            "taps": {name: [float(np.mean(np.float64(value))), float(np.abs(np.float64(value)).mean())]
                      for name, value in taps.items()}}
 
 
@@ -53,7 +53,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> None:
     """Makes the entries of the chosen cases anew and drops those of cases that are no more."""
-    outputs, signatures = read(OUTPUTS), read(SIGNATURES)
+    outputs, signatures = {}, {}
     for name, case in CASES.items():
         if arguments and not any(argument in name for argument in arguments):
             continue
@@ -62,10 +62,14 @@ def main(arguments: list[str]) -> None:
             outputs[name] = made
         print(name, signatures[name]["numbers"], flush=True)
     FOLDER.mkdir(exist_ok=True)
-    kept = {name: value for name, value in outputs.items() if name in CASES and CASES[name].smallest}
-    OUTPUTS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
-    found = {name: value for name, value in signatures.items() if name in CASES}
-    SIGNATURES.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    update(OUTPUTS, outputs, [name for name, case in CASES.items() if case.smallest])
+    update(SIGNATURES, signatures, CASES)
+
+
+def update(path: Path, made: Mapping[str, Any], kept: Collection[str]) -> None:
+    """Puts what was made into the file, and takes out what is no longer `kept`."""
+    found = {name: value for name, value in (read(path) | made).items() if name in kept}
+    path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

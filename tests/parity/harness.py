@@ -34,6 +34,8 @@ from transfer_jax.pretrained.conversion import (
 )
 
 CLASSES = 10
+# Programs that run once: these settings compile them five times faster on a CPU.
+COMPILER = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 Tensors = dict[str, np.ndarray]
 
 
@@ -61,6 +63,7 @@ class Case:
     gains: regex of our paths -> factor on the drawn values. Deep random networks are chaotic in training mode: rounding
         grows with the depth, in gradients twice over (float32 then differs from float64 in the original itself by
         percents). Small last scales of residual branches tame it, as training does.
+    exact: training mode in float64 on both sides, where nothing tames it: a network without residual branches.
     """
 
     backbone: str
@@ -77,6 +80,7 @@ class Case:
     save: Callable[[Any], Tensors] | None = None
     logits: Callable[[Any], Any] | None = None
     gains: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    exact: bool = False
     smallest: bool = False
     tolerance: float = 1e-5
     name: str = ""  # when backbone and layout are not unique
@@ -158,7 +162,8 @@ class Ours:
 
     def evaluate(self, inputs: Any) -> tuple[dict[str, Any], Any]:
         """(taps, logits) with stored statistics."""
-        return jax.jit(lambda leaves, x: self.run(leaves, x, False)[:2])(self.leaves, inputs)
+        run = jax.jit(lambda leaves, x: self.run(leaves, x, False)[:2], compiler_options=COMPILER)
+        return run(self.leaves, inputs)
 
     def train(self, inputs: Any, weights: np.ndarray) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """(logits, moved statistics, gradients of sum(logits * weights) to the case's layers) with batch statistics."""
@@ -167,8 +172,23 @@ class Ours:
             return (logits * weights).sum(), (logits, moved)
 
         moving = {path: self.leaves[path] for path in self.case.layers}
-        (_, (logits, moved)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(moving, self.leaves, inputs)
+        differentiate = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=COMPILER)
+        (_, (logits, moved)), gradients = differentiate(moving, self.leaves, inputs)
         return logits, moved, gradients
+
+    def become_double(self) -> None:
+        """From here on in float64."""
+        self.leaves = _doubled(self.leaves)
+        self.module = self.module.clone(dtype=jnp.float64)
+        self.head = None if self.head is None else self.head.clone(dtype=jnp.float64)
+
+
+def _doubled(tree: Any) -> Any:
+    """Arrays of float32 as float64; everything else as it is."""
+    def double(leaf: Any) -> Any:
+        return leaf.astype(np.float64) if getattr(leaf, "dtype", None) == np.float32 else leaf
+
+    return jax.tree.map(double, tree)
 
 
 def _part(leaves: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -234,8 +254,19 @@ class Original:
         self.model.zero_grad()
         logits = self._call(inputs)
         (logits * self.torch.from_numpy(weights)).sum().backward()
-        gradients = {name: p.grad.numpy() for name, p in self.model.named_parameters() if p.grad is not None}
-        return logits.detach().numpy(), self.tensors(), gradients
+        return logits.detach().numpy(), self.tensors(), self._gradients()
+
+    def _gradients(self) -> Tensors:
+        """By the names of files: if the case says how to save, the gradients lie in the parameters' place for that."""
+        if self.case.save is None:
+            return {name: p.grad.numpy() for name, p in self.model.named_parameters() if p.grad is not None}
+        kept = [(parameter, parameter.data) for parameter in self.model.parameters()]
+        for parameter, data in kept:
+            parameter.data = self.torch.zeros_like(data) if parameter.grad is None else parameter.grad
+        gradients = self.tensors()
+        for parameter, data in kept:
+            parameter.data = data
+        return gradients
 
     def _call(self, inputs: Inputs) -> Any:
         as_torch = lambda a: self.torch.from_numpy(np.ascontiguousarray(a)) if isinstance(a, np.ndarray) else a  # noqa: E731
@@ -286,9 +317,15 @@ def prove(case: Case) -> Proof:
     assert set(their_taps) <= set(taps), f"taps {set(their_taps) - set(taps)} are not ours"
     tap_errors = {tap: error(taps[tap], value) for tap, value in their_taps.items()}
     weights = np.random.default_rng(3).normal(size=logits.shape).astype(np.float32)
-    trained, moved, gradients = ours.train(inputs.ours, weights)
-    their_trained, their_moved, their_gradients = original.train(inputs, weights)
-    back, _ = to_ours(their_moved, case.module, case.layout, case.head, _example(inputs))
+    example = _example(inputs)
+    with jax.enable_x64(case.exact):
+        if case.exact:
+            ours.become_double()
+            original.model.double()
+            inputs, weights = Inputs(*map(_doubled, (inputs.ours, inputs.args, dict(inputs.kwargs)))), _doubled(weights)
+        trained, moved, gradients = ours.train(inputs.ours, weights)
+        their_trained, their_moved, their_gradients = original.train(inputs, weights)
+    back, _ = to_ours(their_moved, case.module, case.layout, case.head, example)
     layout = find_layout(case.module, case.layout)
     gradient_errors = [error(gradients[path], foreign_gradient(their_gradients, path, layout)) for path in case.layers]
     assert all(np.abs(np.asarray(gradients[path])).max() > 0 for path in case.layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+Resize = int | Sequence[int] | None  # the shorter side, or (height, width)
 _DEEP_MODES = ("I", "F")  # and all "I;16..." variants: 16 or 32 bits per pixel
 
 
@@ -48,30 +50,50 @@ def decode_mask(source: str | os.PathLike | bytes, name: str = "") -> np.ndarray
     return array.astype(np.int32)
 
 
-def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "bilinear",
-           fit: str = "stretch") -> np.ndarray:
+def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "bilinear", fit: str = "stretch",
+           first: Resize = None) -> np.ndarray:
     """uint8 [H,W,C] -> uint8 [size[0],size[1],C], antialiased when shrinking.
 
-    `fit='stretch'` ignores the aspect ratio; 'crop' keeps it: the largest centred window of the aspect of `size`.
+    `fit='stretch'` ignores the aspect ratio; 'crop' keeps it: the largest centred window of the aspect of `size`, or
+    with `first` the centre of the image that was resized to that before, as ImageNet's recipes do: one number is the
+    length of its shorter side, two are its height and width.
     """
-    height, width = image.shape[:2]
-    if (height, width) == tuple(size):
+    if image.shape[:2] == tuple(size) and first is None:
         return image
-    box = centre_box(height, width, size) if fit == "crop" else (0, 0, width, height)
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    picture = picture.resize((size[1], size[0]), INTERPOLATIONS[interpolation], box=box)
-    array = np.asarray(picture)
+    array = np.asarray(_resized(picture, size, INTERPOLATIONS[interpolation], fit, first))
     return array[..., None] if array.ndim == 2 else array
 
 
-def resize_mask(mask: np.ndarray, size: tuple[int, int], fit: str = "stretch") -> np.ndarray:
+def resize_mask(mask: np.ndarray, size: tuple[int, int], fit: str = "stretch",
+                first: Resize = None) -> np.ndarray:
     """int32 [H,W] -> int32 [size]: the class of the nearest pixel, on the same window as `resize`."""
-    height, width = mask.shape
-    if (height, width) == tuple(size):
+    if mask.shape == tuple(size) and first is None:
         return mask
+    picture = Image.fromarray(mask.astype(np.int32))
+    return np.asarray(_resized(picture, size, Image.Resampling.NEAREST, fit, first)).astype(np.int32)
+
+
+def _resized(picture: Image.Image, size: tuple[int, int], resampling: Image.Resampling, fit: str,
+             first: Resize) -> Image.Image:
+    width, height = picture.size
+    if fit == "crop" and first is not None:
+        rows, columns = _resized_shape(height, width, first)
+        if (rows, columns) != (height, width):
+            picture = picture.resize((columns, rows), resampling)
+        # The corner of the window is rounded to a whole number, halves to an even one: as torchvision does.
+        top, left = round((rows - size[0]) / 2), round((columns - size[1]) / 2)
+        return picture.crop((left, top, left + size[1], top + size[0]))
     box = centre_box(height, width, size) if fit == "crop" else (0, 0, width, height)
-    picture = Image.fromarray(mask.astype(np.int32)).resize((size[1], size[0]), Image.Resampling.NEAREST, box=box)
-    return np.asarray(picture).astype(np.int32)
+    return picture.resize((size[1], size[0]), resampling, box=box)
+
+
+def _resized_shape(height: int, width: int, first: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width): two numbers as they are; one for the shorter side, the longer one cut to a whole number."""
+    if not isinstance(first, int):
+        return tuple(first)
+    longer = int(first * max(height, width) / min(height, width))
+    return (first, longer) if height <= width else (longer, first)
 
 
 def centre_box(height: int, width: int, size: tuple[int, int]) -> tuple[float, float, float, float]:

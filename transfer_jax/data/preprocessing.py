@@ -19,8 +19,9 @@ def preprocessing(spec: StreamSpec) -> dict[str, Any]:
     def listed(value: Any) -> Any:
         return list(value) if isinstance(value, tuple) else value
 
-    return {"image_size": listed(spec.image_size), "fit": spec.fit, "interpolation": spec.interpolation,
-            "channels": spec.channels, "mean": listed(spec.mean), "std": listed(spec.std)}
+    return {"image_size": listed(spec.image_size), "resize": listed(spec.resize), "fit": spec.fit,
+            "interpolation": spec.interpolation, "channels": spec.channels, "mean": listed(spec.mean),
+            "std": listed(spec.std)}
 
 
 def prepare_image(image: np.ndarray, description: Mapping[str, Any], name: str = "") -> np.ndarray:
@@ -28,14 +29,15 @@ def prepare_image(image: np.ndarray, description: Mapping[str, Any], name: str =
     image = set_channels(image, description["channels"], name)
     if description["image_size"] is None:
         return image
-    return resize(image, tuple(description["image_size"]), description["interpolation"], description["fit"])
+    return resize(image, tuple(description["image_size"]), description["interpolation"], description["fit"],
+                  description.get("resize"))
 
 
 def prepare_mask(mask: np.ndarray, description: Mapping[str, Any]) -> np.ndarray:
     """int32 [H,W] -> int32 on the same window and size as `prepare_image`."""
     if description["image_size"] is None:
         return mask
-    return resize_mask(mask, tuple(description["image_size"]), description["fit"])
+    return resize_mask(mask, tuple(description["image_size"]), description["fit"], description.get("resize"))
 
 
 def normalise(image: Any, description: Mapping[str, Any], xp: ModuleType = np) -> Any:

@@ -18,9 +18,10 @@ class StreamSpec(Spec):
     of the member, so that all methods of one seed share their splits). `labels_per_class=N` is `per_class='[:N]'`:
     5 labels are a subset of 10, and '[:10]' and '[10:]' share nothing.
 
-    How prepared: images are resized on reading to `image_size` (height, width; `fit`: 'stretch' or 'crop' the centre),
-    given `channels`, augmented as values in [0, 1], and normalised by (x - mean) / std. With `labelled=False` neither
-    labels nor masks reach a batch.
+    How prepared: images are resized on reading to `image_size` (height, width; `fit`: 'stretch' or 'crop' the centre;
+    with `resize` the centre of the image that was resized to that first, one number for its shorter side, two for
+    height and width, as ImageNet's recipes do), given `channels`, augmented as values in [0, 1], and normalised by
+    (x - mean) / std. With `labelled=False` neither labels nor masks reach a batch.
 
     Where: `storage` 'device' holds the decoded examples on the device, 'host' streams them; 'auto' takes the device
     up to `device_bytes`. `threads` read in this process; `workers` > 0 adds processes.
@@ -38,6 +39,7 @@ class StreamSpec(Spec):
     inputs: dict[str, str] = {"backbone": "image"}  # backbone -> the batch entry that it reads
     augment: tuple[Component, ...] = ()
     image_size: tuple[int, int] | None = None
+    resize: int | tuple[int, int] | None = None
     fit: Literal["stretch", "crop"] = "stretch"
     interpolation: str = "bilinear"
     channels: Literal[1, 3] | None = None
@@ -57,6 +59,10 @@ class StreamSpec(Spec):
             raise ValueError(f"interpolation {self.interpolation!r} is unknown; valid: {', '.join(INTERPOLATIONS)}")
         if self.image_size is not None and min(self.image_size) < 1:
             raise ValueError(f"image_size {self.image_size} must be positive")
+        if self.resize is not None:
+            sides = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+            if self.fit != "crop" or self.image_size is None or any(map(int.__lt__, sides, self.image_size)):
+                raise ValueError(f"resize {self.resize} needs fit='crop' and an image_size that is not larger")
         stds = (self.std,) if isinstance(self.std, float | int) else self.std
         if min(stds, default=0) <= 0:
             raise ValueError(f"std {self.std} must be positive")

@@ -122,6 +122,10 @@ def check_names(spec: ExperimentSpec) -> None:
         if name in ("heads", "objective") or "/" in name:
             raise UserError(f"config.model.backbones: {name!r} cannot name a backbone: other parameters start "
                             f"with it; choose another name")
+    for name, pretrained in spec.pretrained.items():
+        _known("backbone", name, spec.model.backbones, "config.pretrained")
+        if pretrained.head is not None:
+            _known("head", pretrained.head, spec.model.heads, f"config.pretrained.{name}")
     for name, task in spec.tasks.items():
         _known("head", task.head, spec.model.heads, f"config.tasks.{name}")
         if task.class_names_from:
@@ -142,8 +146,8 @@ def check_names(spec: ExperimentSpec) -> None:
 
 
 def _check_stage(spec: ExperimentSpec, where: str, stage: StageSpec, before: list[str]) -> None:
-    if stage.init not in ("fresh", "previous") and not stage.init.startswith("checkpoint:"):
-        _known("stage", stage.init, [*before, "fresh", "previous", "checkpoint:WORKDIR"], f"{where}.init")
+    if stage.init not in ("fresh", "random", "previous") and not stage.init.startswith("checkpoint:"):
+        _known("stage", stage.init, [*before, "fresh", "random", "previous", "checkpoint:WORKDIR"], f"{where}.init")
     source = before[-1] if stage.init == "previous" and before else stage.init
     if stage.select == "best" and source in before and spec.stages[source].best is None:
         raise UserError(f"{where}.select is 'best', but stage {source!r} keeps no best parameters; set its 'best'")

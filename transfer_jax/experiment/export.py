@@ -16,12 +16,15 @@ from safetensors.numpy import load_file, save_file
 from transfer_jax import __version__
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.paths import flatten, unflatten
-from transfer_jax.core.spec import build
+from transfer_jax.core.spec import Component, build
+from transfer_jax.data import StreamSpec, preprocessing
 from transfer_jax.experiment.assembly import DTYPES, Assembly
 from transfer_jax.experiment.evaluators import labelled
 from transfer_jax.experiment.results import stage_result
 from transfer_jax.experiment.workdir import Workdir
-from transfer_jax.models.model import Model, ModelSpec, build_model
+from transfer_jax.models.model import MAIN, Model, ModelSpec, build_model
+from transfer_jax.pretrained.conversion import HEAD, STATISTICS
+from transfer_jax.pretrained.description import Description
 from transfer_jax.tasks import TaskSpec, predict
 from transfer_jax.training.checkpoint import write_json
 
@@ -48,11 +51,42 @@ def export_model(assembly: Assembly, workdir: Workdir, folder: Path, stage: str 
     index = spec.seeds.index(seed)
     tensors = {f"params/{path}": leaf for path, leaf in params.items() if not path.startswith("objective/")}
     tensors |= {f"batch_stats/{path}": leaf for path, leaf in flatten(batch_stats).items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(np.asarray(leaf)[index]) for name, leaf in tensors.items()},
-              folder / PARAMETERS)
-    write_json(folder / DESCRIPTION, _description(assembly, stage, seed, select))
+    _write(folder, {name: np.asarray(leaf)[index] for name, leaf in tensors.items()},
+           _description(assembly, stage, seed, select))
     return folder
+
+
+def write_converted(folder: Path, backbone: Component, head: Component | None, leaves: Mapping[str, np.ndarray],
+                    source: Description, image_shape: tuple[int, ...]) -> None:
+    """Writes a model that was not trained here in the same form, ready for `predict` if it has a classifier.
+
+    Args:
+        leaves: of the backbone, and of the head under 'head/'.
+        source: what came with the parameters: class names and preprocessing.
+        image_shape: (H, W, C) of the inputs.
+    """
+    name = "classify"
+    tensors = {}
+    for path, leaf in leaves.items():
+        kind = "batch_stats" if path.rpartition("/")[2] in STATISTICS else "params"
+        place = f"heads/{name}/{path.removeprefix(HEAD)}" if path.startswith(HEAD) else f"{MAIN}/{path}"
+        tensors[f"{kind}/{place}"] = leaf
+    tasks = {}
+    if head is not None:
+        classes = list(source.classes or (f"class {i}" for i in range(head.arguments["classes"])))
+        spec = StreamSpec(data=Component(kind="folder"), batch_size=1, **source.stream_arguments())
+        tasks[name] = {"task": json.loads(TaskSpec(kind="classification", head=name).model_dump_json()),
+                       "class_names": classes, "inputs": {MAIN: "image"}, "preprocessing": preprocessing(spec),
+                       "evaluated_here": False, "image_shape": list(image_shape)}
+    model = ModelSpec(backbones={MAIN: backbone}, heads={name: head} if head else {})
+    _write(folder, tensors, {"format": 1, "transfer_jax": __version__, "source": source.source,
+                             "precision": "float32", "model": json.loads(model.model_dump_json()), "tasks": tasks})
+
+
+def _write(folder: Path, tensors: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}, folder / PARAMETERS)
+    write_json(folder / DESCRIPTION, description)
 
 
 def _description(assembly: Assembly, stage: str, seed: int, select: str) -> dict[str, Any]:

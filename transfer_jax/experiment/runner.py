@@ -20,13 +20,14 @@ from transfer_jax.experiment import results
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.compilation import enable_compilation_cache
 from transfer_jax.experiment.evaluators import Evaluators, labelled
+from transfer_jax.experiment.pretraining import with_pretrained
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
 from transfer_jax.experiment.stage import ReadyStage, fresh_variables, objective_parameters, prepare, renew, total_steps
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.training.interruption import Interrupted, StopRequest
 from transfer_jax.training.loop import Cadence, Hooks, train
 from transfer_jax.training.mesh import replicate
-from transfer_jax.training.progress import Progress, print_groups
+from transfer_jax.training.progress import Progress, output_console, print_groups
 from transfer_jax.training.state import Constants, Flat, State
 from transfer_jax.training.step import feed_axes, metric_names
 from transfer_jax.training.writers import MetricWriter
@@ -70,29 +71,35 @@ class Runner:
                                   if stage.steps is None else {}) for name, stage in self.spec.stages.items()}
 
     @functools.cached_property
-    def fresh(self) -> tuple[Flat, Any]:
+    def random(self) -> tuple[Flat, Any]:
         """Parameters and statistics drawn from the seeds, the same for every stage."""
         return fresh_variables(self.assembly)
+
+    @functools.cached_property
+    def fresh(self) -> tuple[Flat, Any]:
+        """The same with pretrained ones where the config gives a source."""
+        console = None if self.quiet else output_console()
+        return with_pretrained(self.assembly, self.random, self.workdir, console)
 
     def start_variables(self, stage: StageSpec, ready: ReadyStage, before: str | None) -> tuple[Flat, Any]:
         """Parameters and statistics at the stage's start, with a member axis."""
         members = self.assembly.members
-        fresh, fresh_stats = self.fresh
+        random, random_stats = self.random
         where = f"config.stages.{ready.name}"
         init = stage.init if stage.init != "previous" else (before or "fresh")
-        if init == "fresh":
-            params, stats = fresh, fresh_stats
+        if init in ("fresh", "random"):
+            params, stats = self.fresh if init == "fresh" else self.random
         elif init.startswith("checkpoint:"):
-            skipped = frozenset(path for path, leaf in renew(fresh, dict.fromkeys(fresh), stage.new, where).items()
+            skipped = frozenset(path for path, leaf in renew(random, dict.fromkeys(random), stage.new, where).items()
                                 if leaf is None)
             shapes = {path: leaf for path, leaf in ready.shapes.items() if not path.startswith("objective/")}
-            one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), fresh_stats)
+            one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), random_stats)
             params, stats = results.from_checkpoint(init.partition(":")[2], stage.select, shapes, one, members, skipped)
-            params = {**{path: fresh[path] for path in skipped}, **params}
+            params = {**{path: random[path] for path in skipped}, **params}
         else:
             params, stats = self.result(init, stage.select)
-        params = {path: jnp.asarray(params[path]) for path in fresh}
-        params = {**renew(params, fresh, stage.new, where), **objective_parameters(ready, members)}
+        params = {path: jnp.asarray(params[path]) for path in random}
+        params = {**renew(params, random, stage.new, where), **objective_parameters(ready, members)}
         return params, jax.tree.map(jnp.asarray, stats)
 
     def result(self, stage: str, select: str) -> tuple[Flat, Any]:

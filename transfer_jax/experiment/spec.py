@@ -11,6 +11,7 @@ from transfer_jax.data.spec import StreamSpec
 from transfer_jax.models.model import ModelSpec
 from transfer_jax.objectives.spec import ObjectiveSpec
 from transfer_jax.params.partition import GroupSpec
+from transfer_jax.pretrained.loading import PretrainedSpec
 from transfer_jax.tasks import TaskSpec
 
 
@@ -36,7 +37,7 @@ class StageSpec(Spec):
 
     title: str = ""
     tags: dict[str, str | int | float] = {}
-    init: str = "previous"  # previous | fresh | the name of an earlier stage | checkpoint:WORKDIR[@stage]
+    init: str = "previous"  # previous | fresh | random | the name of an earlier stage | checkpoint:WORKDIR[@stage]
     select: Literal["last", "best"] = "last"  # which parameters of the stage named by `init`
     new: tuple[str, ...] = ()  # regexes of parameters to initialise afresh, for example "heads/digits/.*"
     objective: ObjectiveSpec = ObjectiveSpec()
@@ -97,11 +98,16 @@ class ReportSpec(Spec):
 
 
 class ExperimentSpec(Spec):
-    """Named streams, tasks and ordered stages over one model."""
+    """Named streams, tasks and ordered stages over one model.
+
+    `pretrained` names the source of a backbone's parameters. A stage that starts `fresh` has them where they are given
+    and random draws elsewhere; one that starts `random` has random draws everywhere.
+    """
 
     name: str
     seeds: tuple[int, ...] = (0,)
     model: ModelSpec
+    pretrained: dict[str, PretrainedSpec] = {}
     streams: dict[str, StreamSpec]
     tasks: dict[str, TaskSpec]
     stages: dict[str, StageSpec]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
-from transfer_jax.layers.lowering import LAYOUT, Geometry, Pair, convolution, window
+from transfer_jax.layers.depthwise import depthwise
+from transfer_jax.layers.lowering import LAYOUT, Geometry, Pair, convolution
 
+MOST_SPLIT_GROUPS = 64  # up to here a grouped convolution runs as one ordinary convolution per group
 Padding = str | int | Sequence[int] | Sequence[Pair]
 
 
@@ -39,21 +40,24 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Pair = (1, 1), padding: P
     if jax.default_backend() == "cpu":
         if groups == 1 and kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
             return x[:, ::strides[0], ::strides[1]] @ kernel[0, 0]
-        geometry = Geometry(x.shape[1:3], kernel.shape[:2], strides, pads)
-        if groups == 1:
-            return convolution(geometry)(x, kernel)
-        if groups == x.shape[-1]:
-            return _depthwise(x, kernel, geometry)
+        if groups == 1 and kernel.shape[:2] == strides and pads == ((0, 0), (0, 0)):
+            return _patchwise(x, kernel)
+        if 1 < groups == x.shape[-1]:
+            return depthwise(x, kernel, strides, pads)
+        run = convolution(Geometry(x.shape[1:3], kernel.shape[:2], strides, pads))
+        if groups <= MOST_SPLIT_GROUPS:
+            parts = zip(jnp.split(x, groups, 3), jnp.split(kernel, groups, 3), strict=True)
+            return run(x, kernel) if groups == 1 else jnp.concatenate([run(*part) for part in parts], 3)
     return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=LAYOUT,
                                         feature_group_count=groups)
 
 
-def _depthwise(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """One kernel per channel: a sum of shifted products."""
-    x = jnp.repeat(x, kernel.shape[3] // x.shape[3], axis=3)
-    x = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
-    taps = itertools.product(*map(range, geometry.kernel))
-    return sum(window(x, i, j, geometry.output, geometry.strides) * kernel[i, j, 0] for i, j in taps)
+def _patchwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A kernel as large as its stride sees each pixel at most once: one matrix product of reordered pixels."""
+    (rows, columns), (h, w) = (n // k for n, k in zip(x.shape[1:3], kernel.shape, strict=False)), kernel.shape[:2]
+    x = x[:, :rows * h, :columns * w].reshape(x.shape[0], rows, h, columns, w, x.shape[3])
+    patches = jnp.swapaxes(x, 2, 3).reshape(x.shape[0], rows, columns, -1)
+    return patches @ kernel.reshape(-1, kernel.shape[3])
 
 
 class Conv(nn.Module):

@@ -55,23 +55,24 @@ def convolution(geometry: Geometry) -> Callable[[jax.Array, jax.Array], jax.Arra
 @functools.cache
 def _bilinear(geometry: Geometry) -> tuple[Callable, Callable, Callable]:
     """The convolution, its gradient to the image f(g, kernel), its gradient to the kernel f(x, g)."""
-    forward = _differentiable(_each_member(functools.partial(_forward, geometry), True),
-                              lambda c, x, k: (to_image(c, k), to_kernel(x, c)))
-    to_image = _differentiable(_each_member(functools.partial(_to_image, geometry), True),
-                               lambda c, g, k: (forward(c, k), to_kernel(c, g)))
-    to_kernel = _differentiable(_each_member(functools.partial(_to_kernel, geometry), False),
-                                lambda c, x, g: (to_image(g, c), forward(x, c)))
+    forward = differentiable(each_member(functools.partial(_forward, geometry), True),
+                             lambda c, x, k: (to_image(c, k), to_kernel(x, c)))
+    to_image = differentiable(each_member(functools.partial(_to_image, geometry), True),
+                              lambda c, g, k: (forward(c, k), to_kernel(c, g)))
+    to_kernel = differentiable(each_member(functools.partial(_to_kernel, geometry), False),
+                               lambda c, x, g: (to_image(g, c), forward(x, c)))
     return forward, to_image, to_kernel
 
 
-def _differentiable(function: Callable, gradients: Callable) -> Callable:
+def differentiable(function: Callable, gradients: Callable) -> Callable:
+    """`function` of two arrays, whose derivatives are `gradients`(cotangent, first, second)."""
     wrapped = jax.custom_vjp(function)
     # The saved pass calls the wrapped function, not the bare one, so that it can itself be differentiated.
     wrapped.defvjp(lambda a, b: (wrapped(a, b), (a, b)), lambda saved, cotangent: gradients(cotangent, *saved))
     return wrapped
 
 
-def _each_member(function: Callable, folds: bool) -> Callable:
+def each_member(function: Callable, folds: bool) -> Callable:
     """`function` of two arrays which under vmap runs once per member instead of as one grouped convolution.
 
     `folds`: whether members that share the second array may be joined along the batch axis of the first.

@@ -17,7 +17,7 @@ class BatchNorm(nn.Module):
 
     Parameters `scale`, `bias` [C]; statistics `batch_stats/mean`, `batch_stats/var` [C], all float32. The stored
     variance is the biased one (divided by N, not N - 1), as in flax, or with `unbiased` the other, as in PyTorch;
-    a layer always normalises by the biased one. Statistics are computed in float32 in two
+    a layer always normalises by the biased one. Statistics are computed in float32 at least in two
     passes (mean first, then the mean of squared deviations), so a large mean does not destroy the variance.
 
     With `train=True` a layer normalises by its batch and moves its statistics:
@@ -52,7 +52,7 @@ class BatchNorm(nn.Module):
         factor = jax.lax.rsqrt(var + self.epsilon)
         if self.use_scale:
             factor = factor * self.param("scale", self.scale_init, channels, jnp.float32)
-        y = (x.astype(jnp.float32) - mean) * factor
+        y = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) - mean) * factor
         if self.use_bias:
             y = y + self.param("bias", self.bias_init, channels, jnp.float32)
         return y.astype(self.dtype or x.dtype)
@@ -66,7 +66,7 @@ def _bessel(x: jax.Array) -> float:
 
 def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance over all axes but the last, float32 [C]."""
-    x = x.astype(jnp.float32)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
     return mean, jnp.square(x - mean).mean(axes)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from transfer_jax.layers.convolution import Padding, explicit_padding, pair
+from transfer_jax.layers.convolution import Padding, convolve, explicit_padding, pair
 from transfer_jax.layers.lowering import Geometry, window
 
 
@@ -31,12 +33,15 @@ def avg_pool(x: jax.Array, size: int | Sequence[int] = 2, strides: int | Sequenc
     """Mean of each window (padding counts as zeros), [B, H, W, C] -> [B, H', W', C]."""
     size = pair(size)
     strides = size if strides is None else pair(strides)
-    return nn.avg_pool(x, size, strides, explicit_padding(padding, x.shape[1:3], size, strides))
+    pads = explicit_padding(padding, x.shape[1:3], size, strides)
+    if jax.default_backend() != "cpu":
+        return nn.avg_pool(x, size, strides, pads)
+    return convolve(x, jnp.ones((*size, 1, x.shape[3]), x.dtype), strides, pads, x.shape[3]) / math.prod(size)
 
 
 def global_average(x: jax.Array) -> jax.Array:
-    """Mean over the map, [B, H, W, C] -> [B, C], in the dtype of `x` (summed in float32)."""
-    return x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)
+    """Mean over the map, [B, H, W, C] -> [B, C], in the dtype of `x` (summed in float32 at least)."""
+    return x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -91,3 +96,44 @@ def _windows(geometry: Geometry, x: jax.Array) -> list[jax.Array]:
         x = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)), constant_values=-jnp.inf)
     return [window(x, i, j, geometry.output, geometry.strides)
             for i, j in itertools.product(*map(range, geometry.kernel))]
+
+
+def ceil_max_pool(x: jax.Array, size: int, strides: int, padding: int = 0) -> jax.Array:
+    """`max_pool` whose last window may hang over the edge, as PyTorch's `ceil_mode=True` has it.
+
+    A window that would begin behind the image and its `padding` (at both sides) is left out.
+    """
+    edges = tuple((padding, _overhang(n, size, strides, padding)) for n in x.shape[1:3])
+    return max_pool(x, size, strides, edges)
+
+
+def _overhang(length: int, size: int, strides: int, padding: int) -> int:
+    """Padding behind an axis so that the last window of the ceiling mode fits."""
+    windows = -(-(length + 2 * padding - size) // strides) + 1
+    if (windows - 1) * strides >= length + padding:
+        windows -= 1
+    return max((windows - 1) * strides + size - length - padding, 0)
+
+
+def adaptive_avg_pool(x: jax.Array, size: int | Sequence[int]) -> jax.Array:
+    """Means over a grid of `size` regions, [B, H, W, C] -> [B, *size, C], as PyTorch's `adaptive_avg_pool2d`.
+
+    Region i of n along an axis of length L reaches from floor(i L / n) to ceil((i + 1) L / n): regions overlap where n
+    does not divide L, and repeat pixels where n > L. Summed in float32.
+    """
+    size = pair(size)
+    if x.shape[1:3] == size:
+        return x
+    rows, columns = (_region_weights(length, n) for length, n in zip(x.shape[1:3], size, strict=True))
+    y = jnp.einsum("ih,bhwc->biwc", rows, x.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    y = jnp.einsum("jw,biwc->bijc", columns, y, precision=jax.lax.Precision.HIGHEST)
+    return y.astype(x.dtype)
+
+
+def _region_weights(length: int, regions: int) -> np.ndarray:
+    """Row i takes the mean over region i: float32 [regions, length]."""
+    weights = np.zeros((regions, length), np.float32)
+    for i in range(regions):
+        first, end = i * length // regions, -(-(i + 1) * length // regions)
+        weights[i, first:end] = 1 / (end - first)
+    return weights

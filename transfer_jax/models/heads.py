@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.layers.convolution import Conv
+from transfer_jax.layers.pooling import global_average
 from transfer_jax.models.taps import Taps, find_tap
 
 KERNEL_INITS = {"lecun_normal": nn.initializers.lecun_normal(), "zeros": nn.initializers.zeros}
@@ -98,6 +99,52 @@ class SegmentationHead(nn.Module, kw_only=True):
         x = nn.relu(Conv(self.width, 3, dtype=self.dtype, name="smooth")(nn.relu(total)))
         x = Conv(self.classes, 1, dtype=self.dtype, name="classify")(x).astype(jnp.float32)
         return _resize(x, image_size or finest)
+
+
+class DistilledHead(nn.Module, kw_only=True):
+    """Mean of two classifiers: one on the class token, one on the distillation token behind it.
+
+    For [B, T, D] -> [B, classes]; the head of DeiT (Touvron et al. 2021, section 4) as it is used after distillation:
+    `dense` learned from the labels, `distillation` from the teacher.
+    """
+
+    classes: int
+    tap: str = "tokens"
+    kernel_init: str = "lecun_normal"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, taps: Taps | jax.Array, image_size: tuple[int, int] | None = None,
+                 train: bool = False) -> jax.Array:
+        x = find_tap(taps, self.tap)
+        if x.ndim != 3 or x.shape[1] < 2:
+            raise UserError(f"the head distilled needs at least two tokens, but the tap {self.tap!r} has the shape "
+                            f"{x.shape}")
+        scores = (_dense(self.classes, self.dtype, name, self.kernel_init)(x[:, i]).astype(jnp.float32)
+                  for i, name in enumerate(("dense", "distillation")))
+        return sum(scores) / 2
+
+
+class ConvReluMeanHead(nn.Module, kw_only=True):
+    """A 1x1 convolution to the classes, ReLU, and the mean over the map: [B, H, W, C] -> [B, classes].
+
+    The classifier of SqueezeNet (Iandola et al. 2016), with dropout in front; `dropout` needs the rng 'dropout'.
+    """
+
+    classes: int
+    tap: str = "fire9"
+    dropout: float = 0.5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, taps: Taps | jax.Array, image_size: tuple[int, int] | None = None,
+                 train: bool = False) -> jax.Array:
+        x = find_tap(taps, self.tap)
+        if x.ndim != 4:
+            raise UserError(f"the head conv_relu_mean needs a map, but the tap {self.tap!r} has shape {x.shape}")
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Conv(self.classes, 1, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), name="conv")(x)
+        return global_average(nn.relu(x).astype(jnp.float32))
 
 
 def _vector(x: jax.Array) -> jax.Array:

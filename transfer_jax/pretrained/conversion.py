@@ -96,13 +96,29 @@ def source_classes(tensors: Mapping[str, Array], backbone: Backbone, layout_name
         return None
     few, more = (leaf_shapes(whole(backbone), published_head(backbone, n)) for n in (5, 7))
     layout = find_layout(backbone, layout_name)
-    tensors = _unwrapped(tensors, layout, few)
+    tensors = unwrapped(tensors, layout, few)
     for path, leaf in few.items():
         axes = [i for i, (a, b) in enumerate(zip(leaf.shape, more[path].shape, strict=True)) if a != b]
         found = layout.find(path)
         if axes and found and found[0] in tensors:
             return int(_taken(tensors[found[0]], found[1]).shape[axes[0]])
     return None
+
+
+def source_example(tensors: Mapping[str, Array], backbone: Backbone, layout_name: str,
+                   image_size: tuple[int, int] | None = None) -> Any:
+    """An input like those of the source: its own number of channels, at `image_size` (default: the published one)."""
+    example = backbone.example
+    if not isinstance(example, jax.ShapeDtypeStruct) or len(example.shape) != 4:
+        return example
+    layout = find_layout(backbone, layout_name)
+    tensors = unwrapped(tensors, layout, leaf_shapes(whole(backbone)))
+    channels = example.shape[3]
+    for path in layout.input_kernels:
+        found = layout.find(path)
+        if found and found[0] in tensors:
+            channels = _taken(tensors[found[0]], found[1]).shape[-2]
+    return jax.ShapeDtypeStruct((1, *(image_size or example.shape[1:3]), channels), example.dtype)
 
 
 def detect_layout(tensors: Mapping[str, Array], backbone: Backbone) -> str:
@@ -112,7 +128,7 @@ def detect_layout(tensors: Mapping[str, Array], backbone: Backbone) -> str:
     for name in layouts_of(backbone):
         layout = find_layout(backbone, name)
         names = {found[0] for path in shapes if (found := layout.find(path))}
-        shares[name] = len(names & set(_unwrapped(tensors, layout, shapes))) / max(1, len(names))
+        shares[name] = len(names & set(unwrapped(tensors, layout, shapes))) / max(1, len(names))
     best = max(shares, key=shares.get, default=None)
     if best is None or shares[best] < 0.5:
         told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items()) or "none is known"
@@ -139,7 +155,7 @@ def to_ours(tensors: Mapping[str, Array], backbone: Backbone, layout_name: str, 
     wanted = leaf_shapes(blockwise, head, example)
     any_head = head if head is not None else published_head(backbone, 1)
     every = leaf_shapes(whole(backbone), any_head, example)
-    tensors = _unwrapped(tensors, layout, every)
+    tensors = unwrapped(tensors, layout, every)
     leaves: Leaves = {}
     entries: list[Entry] = []
     for path, shape in wanted.items():
@@ -185,7 +201,7 @@ def _required(layout: Layout, path: str) -> tuple[str, Op]:
     return found
 
 
-def _unwrapped(tensors: Mapping[str, Array], layout: Layout, shapes: Mapping[str, Any]) -> dict[str, Array]:
+def unwrapped(tensors: Mapping[str, Array], layout: Layout, shapes: Mapping[str, Any]) -> dict[str, Array]:
     """The tensors under the names that the table has: wrappers of training code removed, `layout.prefix` present."""
     known = {found[0] for path in shapes if (found := layout.find(path))}
     bare = {name.removeprefix(layout.prefix) for name in known}
@@ -206,7 +222,7 @@ def _unwrapped(tensors: Mapping[str, Array], layout: Layout, shapes: Mapping[str
 
 
 def _taken(tensor: Array, op: Op) -> Array:
-    piece = np.split(tensor, op.count, op.axis)[op.index] if op.count > 1 else tensor
+    piece = np.split(tensor, op.edges or op.count, op.axis)[op.index] if op.count > 1 else tensor
     return op.forward(piece)
 
 

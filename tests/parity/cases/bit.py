@@ -27,9 +27,10 @@ def _case(name: str, layout: str, original: Any, **more: Any) -> Case:
     if layout == "transformers":
         taps = {"stem": "bit.embedder", **{f"stage{i}": f"bit.encoder.stages.{i - 1}" for i in range(1, 5)}}
     return Case(name, layout, functools.partial(original, name), taps,
-                ("conv1/kernel", "stage2/block0/conv2/kernel", "head/dense/kernel"), **more)
+                ("conv1/kernel", "stage2/block0/conv2/kernel", "head/dense/kernel"),
+                gains={".*/norm3/(scale|bias)": 0.2}, **more)
 
 
 CASES = [*(_case(name, "timm", _timm, smallest=name == "bit_resnet50") for name in SIZES),
-         _case("bit_resnet50", "transformers", _transformers, smallest=True),
+         _case("bit_resnet50", "transformers", _transformers),
          _case("bit_resnet101", "transformers", _transformers)]

@@ -25,7 +25,7 @@ class Op:
     """A layout operation and its inverse. Neither loses anything: `inverse(forward(a))` is `a`, bit for bit.
 
     An op with `count` > 1 takes the part `index` of `count` equal parts of the foreign tensor along `axis`; when
-    writing, the parts of one foreign tensor are joined again.
+    writing, the parts of one foreign tensor are joined again. `edges`: where parts begin that are not equal.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Op:
     index: int = 0
     count: int = 1
     axis: int = 0
+    edges: tuple[int, ...] = ()
 
 
 def permuted(*axes: int) -> Op:
@@ -58,6 +59,13 @@ def part(index: int, count: int, op: Op | None = None, axis: int = 0) -> Op:
     """Part `index` of `count` equal parts of their tensor along `axis`, then `op`: packed q | k | v projections."""
     op = op or AS_IS
     return Op(f"part {index + 1} of {count}, {op.name}", op.forward, op.inverse, index, count, axis)
+
+
+def section(index: int, edges: tuple[int, ...], op: Op | None = None, axis: int = 0) -> Op:
+    """Section `index` of their tensor along `axis`, which is cut before each of the `edges`, then `op`."""
+    op = op or AS_IS
+    return Op(f"section {index + 1} cut at {edges}, {op.name}", op.forward, op.inverse, index, len(edges) + 1, axis,
+              edges)
 
 
 def dense_after_flatten(channels: int, height: int, width: int) -> Op:
@@ -180,6 +188,8 @@ class Layout:
     prefix: what the names of a file may or may not start with ('bert.'); written when writing. The table has it.
     input_kernels: our paths of kernels that read the input's channels, for another number of channels.
     resized: our path -> function (theirs in our layout, our shape) -> array, for another image or window size.
+    modules: our tap -> the original's module whose output it is, for comparisons of outputs stage by stage.
+    channels_last: whether maps that these modules give are [B, H, W, C] or [B, H * W, C], not [B, C, H, W].
     extras: (backbone, written tensors) -> further tensors that the original expects when it loads strictly.
     """
 
@@ -188,6 +198,8 @@ class Layout:
     prefix: str = ""
     input_kernels: tuple[str, ...] = ()
     resized: Mapping[str, Callable[[Array, tuple[int, ...]], Array]] = dataclasses.field(default_factory=dict)
+    modules: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    channels_last: bool = False
     extras: Callable[[Backbone, Mapping[str, Array]], dict[str, Array]] | None = None
 
     def find(self, path: str) -> tuple[str, Op] | None:

@@ -1,0 +1,93 @@
+"""Any backbone with pretrained parameters on the user's own images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_collections
+
+from transfer_jax.core.config import parse_arg
+from transfer_jax.core.errors import UserError, unknown
+from transfer_jax.core.spec import Component
+from transfer_jax.data import open_source
+from transfer_jax.pretrained.description import Description, describe
+from transfer_jax.pretrained.sources import fetch
+
+RECIPES = ("probe", "finetune", "full", "scratch")
+EVALUATION_SPLITS = ("val", "valid", "validation", "test")
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """See the module's docstring for the arguments."""
+    args = parse_arg(arg, data="", backbone="", weights="", recipe="finetune", epochs=10, batch_size=32, lr=1e-3,
+                     image_size=0, seeds=1, holdout=20)
+    if args.recipe not in RECIPES:
+        raise unknown("recipe", args.recipe, RECIPES, repr(arg))
+    if not args.data:
+        raise UserError("configs/finetune.py needs data=FOLDER, data=TABLE.csv or data=tfds:NAME")
+    source = describe(fetch(args.weights).path, args.weights) if args.weights else Description()
+    backbone = backbone_of(args, source)
+    return ml_collections.ConfigDict(dict(
+        name=f"finetune-{backbone['kind']}-{args.recipe}",
+        seeds=tuple(range(args.seeds)),
+        model=dict(backbones=dict(backbone=backbone), heads=dict(classify=dict(kind="linear"))),
+        pretrained=dict(backbone=dict(source=args.weights)) if args.weights else {},
+        tasks=dict(classify=dict(kind="classification", head="classify")),
+        streams=streams(args, source),
+        stages=stages(args),
+        report=dict(title=f"{backbone['kind']} on {args.data}", streams=("evaluation",))))
+
+
+def backbone_of(args: ml_collections.ConfigDict, source: Description) -> dict:
+    """The backbone that was asked for, with the arguments that the source tells of."""
+    told = dict(source.backbone or {})
+    if not args.backbone and not told:
+        raise UserError("the weights do not say which backbone they are for; add backbone=NAME (python -m "
+                        "transfer_jax.models lists them)")
+    kind = args.backbone or told["kind"]
+    return told if told.get("kind") == kind else dict(kind=kind)
+
+
+def streams(args: ml_collections.ConfigDict, source: Description) -> dict:
+    """Training and evaluation images, prepared as the source says; without a split of its own, the data are held out
+    class by class."""
+    data = data_component(args.data)
+    splits = list(open_source(Component(**data)))
+    prepared = source.stream_arguments()
+    if args.image_size:
+        prepared["image_size"] = (args.image_size, args.image_size)
+    common = dict(data=data, batch_size=args.batch_size, **prepared)
+    held_out = next((name for name in EVALUATION_SPLITS if name in splits), None)
+    if held_out:
+        train, evaluation = dict(common, split="train"), dict(common, split=held_out)
+    else:
+        kept = 100 - args.holdout
+        train = dict(common, per_class=f"[:{kept}%]", split_seed=0)
+        evaluation = dict(common, per_class=f"[{kept}%:]", split_seed=0)
+    return dict(train=dict(train, augment=(dict(kind="flip"),)), evaluation=evaluation)
+
+
+def data_component(text: str) -> dict:
+    """'tfds:NAME', a table of paths and labels, or a folder of class folders."""
+    kind, _, name = text.partition(":")
+    if kind == "tfds" and name:
+        return dict(kind="tfds", name=name)
+    table = Path(text).suffix.lower() in (".csv", ".parquet", ".pq")
+    return dict(kind="table" if table else "folder", path=text)
+
+
+def stages(args: ml_collections.ConfigDict) -> dict:
+    """The stages of the recipe."""
+    common = dict(objective=dict(terms=dict(classify=dict(kind="task", task="classify", stream="train"))),
+                  evaluate=dict(evaluation="classify"), schedule=dict(kind="cosine"))
+    frozen = dict(partition=(("heads/.*", "head"), (".*", "frozen")), groups=dict(head={}))
+    gentle = dict(partition=(("heads/.*", "head"), (".*", "backbone")),
+                  groups=dict(head={}, backbone=dict(lr_multiplier=0.1)))
+    if args.recipe == "probe":
+        return dict(probe=dict(common, **frozen, init="fresh", epochs=args.epochs, lr=10 * args.lr))
+    if args.recipe == "full":
+        return dict(full=dict(common, **gentle, init="fresh", epochs=args.epochs, lr=args.lr))
+    if args.recipe == "scratch":
+        return dict(scratch=dict(common, init="random", epochs=args.epochs, lr=args.lr))
+    return dict(head=dict(common, **frozen, init="fresh", epochs=args.epochs / 2, lr=10 * args.lr),
+                finetune=dict(common, **gentle, init="head", epochs=args.epochs / 2, lr=args.lr))

@@ -1,0 +1,27 @@
+"""The smallest images that a network can take: asked for at its entry, before a map becomes empty somewhere inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from transfer_jax.core.errors import UserError
+
+
+def require_size(x: jax.Array, least: Mapping[str, int], tap_names: Sequence[str], until: str | None,
+                 network: str) -> None:
+    """Raises UserError if the images [B, H, W, C] are too small.
+
+    Args:
+        least: least side of an image in pixels so that the tap is not empty; a tap that is not named needs no more
+            than those before it.
+        tap_names, until: of the backbone; taps behind `until` ask for nothing.
+    """
+    built = tap_names[:tap_names.index(until) + 1] if until in tap_names else tap_names
+    side = max(least.get(tap, 1) for tap in built)
+    height, width = x.shape[1:3]
+    if min(height, width) < side:
+        part = f" up to {until!r}" if until is not None else ""
+        raise UserError(f"images of {height} x {width} pixels are too small for {network}{part}; use at least "
+                        f"{side} x {side}, or cut the backbone earlier with 'until'")
