@@ -14,15 +14,20 @@ from transfer_jax.pretrained.description import Description, describe
 from transfer_jax.pretrained.sources import fetch
 
 RECIPES = ("probe", "finetune", "full", "scratch")
+# Mean and standard deviation of values in [0, 1], for weights that do not tell theirs.
+NORMALIZE = {"imagenet": dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)), "half": dict(mean=0.5, std=0.5),
+             "unit": dict(mean=0.0, std=1.0), "bytes": dict(mean=0.0, std=1 / 255)}
 EVALUATION_SPLITS = ("val", "valid", "validation", "test")
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """See the module's docstring for the arguments."""
     args = parse_arg(arg, data="", backbone="", weights="", recipe="finetune", epochs=10, batch_size=32, lr=1e-3,
-                     image_size=0, seeds=1, holdout=20)
+                     image_size=0, seeds=1, holdout=20, normalize="")
     if args.recipe not in RECIPES:
         raise unknown("recipe", args.recipe, RECIPES, repr(arg))
+    if args.normalize and args.normalize not in NORMALIZE:
+        raise unknown("normalize", args.normalize, NORMALIZE, repr(arg))
     if not args.data:
         raise UserError("configs/finetune.py needs data=FOLDER, data=TABLE.csv or data=tfds:NAME")
     source = describe(fetch(args.weights).path, args.weights) if args.weights else Description()
@@ -53,9 +58,12 @@ def streams(args: ml_collections.ConfigDict, source: Description) -> dict:
     class by class."""
     data = data_component(args.data)
     splits = list(open_source(Component(**data)))
-    prepared = source.stream_arguments()
-    if args.image_size:
-        prepared["image_size"] = (args.image_size, args.image_size)
+    size = (args.image_size, args.image_size) if args.image_size else None
+    prepared = source.stream_arguments(size)
+    if source.preprocessing is None:
+        prepared = dict(prepared, **(dict(fit="crop", channels=3) if size else {}))
+    if args.normalize or (args.weights and source.preprocessing is None):
+        prepared.update(NORMALIZE[args.normalize or "imagenet"])
     common = dict(data=data, batch_size=args.batch_size, **prepared)
     held_out = next((name for name in EVALUATION_SPLITS if name in splits), None)
     if held_out:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_experiment import ROOT, same_leaves
 
 from transfer_jax.core.config import load_config, load_module, load_sweep
@@ -52,6 +53,19 @@ def short(values):
     return build(ExperimentSpec, values)
 
 
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The config's path with the arguments without which it does not go: the user's own images."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir()
+        for i in range(15):
+            Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(folder / name / f"{i}.png")
+    needed = {"configs/finetune.py": f":data={folder},backbone=small_cnn,image_size=24"}
+    return lambda path: f"{ROOT / path}{needed.get(str(path), '')}"
+
+
 def test_there_are_configs():
     assert Path("configs/quickstart.py") in FILES
 
@@ -65,8 +79,8 @@ def test_the_docstring_names_a_command_and_a_measured_number(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_it_builds_and_takes_two_steps_of_each_stage(path, tmp_path):
-    spec = short(load_config(str(ROOT / path)))
+def test_it_builds_and_takes_two_steps_of_each_stage(path, reference, tmp_path):
+    spec = short(load_config(reference(path)))
     runner = Runner(spec, tmp_path, quiet=True)
     runner.run()
     results = json.loads((tmp_path / "results.json").read_text())

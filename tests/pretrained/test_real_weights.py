@@ -177,7 +177,7 @@ def test_mobilenet_on_imagenet():
     images, synsets = imagenet_samples(**NORMALISED)
     assert synsets == sorted(synsets)
     found = ranks(answers(MOBILENET, images, 50), np.arange(0, 1000, 5))
-    assert ((found < 1).sum(), (found < 5).sum()) == (0, 0)
+    assert ((found < 1).sum(), (found < 5).sum()) == (111, 160)
 
 
 def test_tiny_darknet_on_imagenet():

@@ -77,8 +77,8 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int], fit: str = "stretch",
 def _resized(picture: Image.Image, size: tuple[int, int], resampling: Image.Resampling, fit: str,
              first: Resize) -> Image.Image:
     width, height = picture.size
-    if fit == "crop" and first is not None:
-        rows, columns = _resized_shape(height, width, first)
+    if fit != "stretch" and first is not None:
+        rows, columns = _covering(height, width, first) if fit == "cover" else _resized_shape(height, width, first)
         if (rows, columns) != (height, width):
             picture = picture.resize((columns, rows), resampling)
         # The corner of the window is rounded to a whole number, halves to an even one: as torchvision does.
@@ -94,6 +94,12 @@ def _resized_shape(height: int, width: int, first: int | Sequence[int]) -> tuple
         return tuple(first)
     longer = int(first * max(height, width) / min(height, width))
     return (first, longer) if height <= width else (longer, first)
+
+
+def _covering(height: int, width: int, least: Sequence[int]) -> tuple[int, int]:
+    """(height, width) with the aspect ratio of the image, just large enough to cover `least`; rounded as timm does."""
+    ratio = min(height / least[0], width / least[1])
+    return round(height / ratio), round(width / ratio)
 
 
 def centre_box(height: int, width: int, size: tuple[int, int]) -> tuple[float, float, float, float]:

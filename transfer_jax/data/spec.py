@@ -20,8 +20,8 @@ class StreamSpec(Spec):
 
     How prepared: images are resized on reading to `image_size` (height, width; `fit`: 'stretch' or 'crop' the centre;
     with `resize` the centre of the image that was resized to that first, one number for its shorter side, two for
-    height and width, as ImageNet's recipes do), given `channels`, augmented as values in [0, 1], and normalised by
-    (x - mean) / std. With `labelled=False` neither labels nor masks reach a batch.
+    height and width, as ImageNet's recipes do; with `fit='cover'` the aspect ratio is kept with two as well, and the
+    image just covers them), given `channels`, augmented as values in [0, 1], and normalised by (x - mean) / std. With `labelled=False` neither labels nor masks reach a batch.
 
     Where: `storage` 'device' holds the decoded examples on the device, 'host' streams them; 'auto' takes the device
     up to `device_bytes`. `threads` read in this process; `workers` > 0 adds processes.
@@ -40,7 +40,7 @@ class StreamSpec(Spec):
     augment: tuple[Component, ...] = ()
     image_size: tuple[int, int] | None = None
     resize: int | tuple[int, int] | None = None
-    fit: Literal["stretch", "crop"] = "stretch"
+    fit: Literal["stretch", "crop", "cover"] = "stretch"
     interpolation: str = "bilinear"
     channels: Literal[1, 3] | None = None
     mean: float | tuple[float, ...] = 0.5
@@ -61,8 +61,10 @@ class StreamSpec(Spec):
             raise ValueError(f"image_size {self.image_size} must be positive")
         if self.resize is not None:
             sides = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
-            if self.fit != "crop" or self.image_size is None or any(map(int.__lt__, sides, self.image_size)):
+            if self.fit == "stretch" or self.image_size is None or any(map(int.__lt__, sides, self.image_size)):
                 raise ValueError(f"resize {self.resize} needs fit='crop' and an image_size that is not larger")
+        if self.fit == "cover" and not isinstance(self.resize, tuple):
+            raise ValueError("fit='cover' needs resize=(height, width)")
         stds = (self.std,) if isinstance(self.std, float | int) else self.std
         if min(stds, default=0) <= 0:
             raise ValueError(f"std {self.std} must be positive")

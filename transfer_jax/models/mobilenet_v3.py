@@ -40,7 +40,8 @@ STAGES = {  # tables 1 and 2 of the paper; a stage are the rows with the same nu
         (block(3, 480, 112, True, HS, 1), block(3, 672, 112, True, HS, 1)),
         (block(5, 672, 160, True, HS, 2), *[block(5, 960, 160, True, HS, 1)] * 2))}
 HIDDEN = {"small": 1024, "large": 1280}
-FORMS = {"torchvision": Form("half", 1e-3, 0.99), "timm": Form(), "keras": Form("same", 1e-3, 0.999, False)}
+FORMS = {"torchvision": Form("half", 1e-3, 0.99), "timm": Form(), "timm_tf": Form("same", 1e-3),
+         "keras": Form("same", 1e-3, 0.999, False)}
 
 
 class MobileNetV3(Backbone):
@@ -49,7 +50,8 @@ class MobileNetV3(Backbone):
     Taps: `stem` (1/2 of the image), `stage1` ... `stage5` (small) or `stage6` (large; the last is 1/32), `top` (behind
     the last 1x1 convolution), `average` [B, 576 or 960] (its mean), `pooled` [B, 1024 or 1280]: behind the hidden
     layer of the published classifier, and dropout.
-    form: 'torchvision' or 'timm', which differ in BatchNorm, or 'keras', which pads as TensorFlow.
+    form: 'torchvision' and 'timm', which differ in BatchNorm, 'timm_tf' (timm's names with `tf_`) and 'keras', which
+        pad as TensorFlow.
     epsilon, momentum: of BatchNorm; None: those of the form.
     dropout: rate of `pooled`, needs the rng 'dropout' in training.
     """

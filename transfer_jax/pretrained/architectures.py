@@ -16,9 +16,13 @@ TIMM = {
     **{name: {"kind": name} for name in (
         "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "densenet169", "densenet201",
         "inception_v3", "convnext_tiny", "convnext_small", "convnext_base", "vgg11", "vgg13", "vgg16", "vgg19",
-        "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn", *(f"efficientnet_b{i}" for i in range(8)))},
+        "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")},
+    **{f"{prefix}efficientnet_b{i}": {"kind": f"efficientnet_b{i}", "form": form}
+       for prefix, form in (("", "timm"), ("tf_", "timm_tf")) for i in range(8)},
     "mobilenetv2_100": {"kind": "mobilenet_v2"},
-    "mobilenetv3_small_100": {"kind": "mobilenet_v3_small"}, "mobilenetv3_large_100": {"kind": "mobilenet_v3_large"},
+    **{f"mobilenetv2_{width:03d}": {"kind": "mobilenet_v2", "width": width / 100} for width in (35, 50, 75, 140)},
+    **{f"{prefix}mobilenetv3_{size}_100": {"kind": f"mobilenet_v3_{size}", "form": form}
+       for prefix, form in (("", "timm"), ("tf_", "timm_tf")) for size in ("small", "large")},
     "resnetv2_50x1_bit": {"kind": "bit_resnet50"}, "resnetv2_101x1_bit": {"kind": "bit_resnet101"},
     "resnetv2_50x3_bit": {"kind": "bit_resnet50x3"}, "resnetv2_152x2_bit": {"kind": "bit_resnet152x2"},
 }
@@ -31,6 +35,16 @@ SWIN_SIZES = {(96, (2, 2, 6, 2)): "tiny", (96, (2, 2, 18, 2)): "small", (128, (2
 CONVNEXT_SIZES = {(96, (3, 3, 9, 3)): "tiny", (96, (3, 3, 27, 3)): "small", (128, (3, 3, 27, 3)): "base"}
 CLIP_TOWERS = {(768, 32): "b32", (768, 16): "b16", (1024, 14): "l14"}  # width of the image tower, and its patch
 CLIP_TEXTS = {(512, 512): "b32", (768, 768): "l14"}  # width of the text tower, and the projection
+EFFICIENTNETS = {(1.0, 1.0): 0, (1.0, 1.1): 1, (1.1, 1.2): 2, (1.2, 1.4): 3, (1.4, 1.8): 4, (1.6, 2.2): 5,
+                 (1.8, 2.6): 6, (2.0, 3.1): 7}  # factors of width and depth
+# What transformers' configs may say of these without another network.
+PLAIN_MOBILENET_V2 = {"depth_divisible_by": 8, "min_depth": 8, "expand_ratio": 6, "output_stride": 32,
+                      "first_layer_is_expansion": True, "hidden_act": "relu6", "tf_padding": True}
+PLAIN_EFFICIENTNET = {
+    "depth_divisor": 8, "kernel_sizes": [3, 3, 5, 3, 5, 5, 3], "in_channels": [32, 16, 24, 40, 80, 112, 192],
+    "out_channels": [16, 24, 40, 80, 112, 192, 320], "strides": [1, 2, 2, 2, 1, 2, 1],
+    "num_block_repeats": [1, 2, 2, 3, 3, 4, 1], "expand_ratios": [1, 6, 6, 6, 6, 6, 6],
+    "squeeze_expansion_ratio": 0.25, "hidden_act": "swish", "pooling_type": "mean", "batch_norm_momentum": 0.99}
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
                "quick_gelu": "quick_gelu", "relu": "relu"}
 
@@ -107,6 +121,28 @@ def _convnext(config: Config) -> Component | None:
     size = CONVNEXT_SIZES.get((widths[0], tuple(depths)))
     epsilon = config.get("layer_norm_eps", 1e-12)
     return {"kind": f"convnext_{size}", "final_epsilon": epsilon} if size else None
+
+
+def _as_told(config: Config, plain: Config) -> bool:
+    """Whether the config says nothing else than `plain`."""
+    return all(config.get(key, value) == value for key, value in plain.items())
+
+
+def _mobilenet_v2(config: Config) -> Component | None:
+    width = config.get("depth_multiplier", 1.0)
+    large_end = width >= 1 or config.get("finegrained_output", True)
+    if not _as_told(config, PLAIN_MOBILENET_V2) or not large_end:
+        return None
+    return {"kind": "mobilenet_v2", "form": "transformers", "width": width,
+            "epsilon": config.get("layer_norm_eps", 1e-3)}
+
+
+def _efficientnet(config: Config) -> Component | None:
+    variant = EFFICIENTNETS.get((config.get("width_coefficient", 2.0), config.get("depth_coefficient", 3.1)))
+    if variant is None or not _as_told(config, PLAIN_EFFICIENTNET):
+        return None
+    return {"kind": f"efficientnet_b{variant}", "form": "transformers",
+            "symmetric": tuple(config.get("depthwise_padding") or ()), "epsilon": config.get("batch_norm_eps", 1e-3)}
 
 
 def _vision_size(config: Config) -> str | None:
@@ -225,7 +261,8 @@ def _gpt2(config: Config) -> Component | None:
 
 
 TRANSFORMERS: dict[str, Callable[[Config], Component | None]] = {
-    "resnet": _resnet, "bit": _bit, "convnext": _convnext, "vit": _vit("vit"), "deit": _deit,
+    "resnet": _resnet, "mobilenet_v2": _mobilenet_v2, "efficientnet": _efficientnet,
+    "bit": _bit, "convnext": _convnext, "vit": _vit("vit"), "deit": _deit,
     "dinov2": _dinov2, "dinov2_with_registers": _dinov2, "swin": _swin, "clip": _clip_image,
     "clip_vision_model": _clip_image, "clip_text_model": _clip_text, "bert": _bert, "roberta": _roberta,
     "xlm-roberta": _roberta, "distilbert": _distilbert, "gpt2": _gpt2}

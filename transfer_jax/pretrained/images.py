@@ -22,7 +22,8 @@ class Preprocessing:
 
     image_size: (height, width) that the network sees. resize: what the image is resized to before the centre crop, the
     length of its shorter side or (height, width); None: the image is resized to `image_size` at once, by `fit`:
-    'stretch' or 'crop'. mean, std: of values in [0, 1], per channel.
+    'stretch' or 'crop'. With fit 'cover' the image keeps its aspect ratio and just covers the two numbers of `resize`.
+    mean, std: of values in [0, 1], per channel.
     """
 
     image_size: tuple[int, int]
@@ -75,8 +76,9 @@ def of_timm(told: Mapping[str, Any]) -> Preprocessing:
         stretched = before == (height, width)
         return Preprocessing((height, width), None if stretched else before, "stretch" if stretched else "crop",
                              interpolation, mean, std, channels)
-    return Preprocessing((height, width), before[0] if height == width else before, "crop", interpolation, mean, std,
-                         channels)
+    square = height == width
+    return Preprocessing((height, width), before[0] if square else before, "crop" if square else "cover", interpolation,
+                         mean, std, channels)
 
 
 def of_transformers(told: Mapping[str, Any]) -> Preprocessing | None:
@@ -120,6 +122,8 @@ def _scaled(told: Mapping[str, Any], kind: str) -> tuple[tuple[float, ...], tupl
 
 def _shorter(size: Any, kind: str) -> int | None:
     """The length of the shorter side, if that is what `size` tells; a bare number does for some kinds only."""
+    if isinstance(size, bool):
+        raise ValueError(f"a size of {size}")
     if isinstance(size, int):
         return size if kind.startswith(BY_SHORTER_SIDE) else None
     return int(size["shortest_edge"]) if "shortest_edge" in size else None
@@ -127,6 +131,8 @@ def _shorter(size: Any, kind: str) -> int | None:
 
 def _exact(value: Any) -> tuple[int, int] | None:
     """(height, width) of a square's side or of a mapping."""
+    if isinstance(value, bool):
+        raise ValueError(f"a size of {value}")
     if value is None or isinstance(value, int):
         return (value, value) if value else None
     if "shortest_edge" in value:

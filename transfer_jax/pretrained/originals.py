@@ -155,16 +155,28 @@ def _torchvision(component: Component, head: Component | None, written: Mapping[
         return None
     # Only for Inception and GoogLeNet do these change the network: no auxiliary heads, inputs as they come.
     more = dict(aux_logits=False, init_weights=False) if name in ("googlenet", "inception_v3") else {}
+    if name == "mobilenet_v2":
+        more = {"width_mult": component.arguments.get("width", 1.0)}
     return _loaded(models.get_model(name, weights=None, num_classes=head.arguments["classes"], **more), written)
 
 
 def _timm(component: Component, head: Component | None, written: Mapping[str, np.ndarray],
           architecture: str | None, folder: Path | None) -> Any:
     timm = importlib.import_module("timm")
-    name = (architecture or component.kind).split(".")[0]
+    name = (architecture or _timm_name(component)).split(".")[0]
     if not timm.is_model(name):
         return None
     return _loaded(timm.create_model(name, num_classes=head.arguments["classes"] if head else 0), written)
+
+
+def _timm_name(component: Component) -> str:
+    """What timm calls our backbone, or our own name."""
+    if component.kind == "mobilenet_v2":
+        return f"mobilenetv2_{round(100 * component.arguments.get('width', 1.0)):03d}"
+    name = component.kind
+    if name.startswith("mobilenet_v3_"):
+        name = f"mobilenetv3_{name.removeprefix('mobilenet_v3_')}_100"
+    return f"tf_{name}" if component.arguments.get("form") == "timm_tf" else name
 
 
 def _transformers(component: Component, head: Component | None, written: Mapping[str, np.ndarray],

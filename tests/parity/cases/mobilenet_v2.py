@@ -39,11 +39,11 @@ def _keras(width: float) -> Any:
 
 
 def _case(layout: str, original: Any, width: float = 1.0, **arguments: Any) -> Case:
-    files = {"load": transformers_original.load, "save": transformers_original.save} if layout == "transformers" else {}
+    save = transformers_original.save if layout == "transformers" else None  # names in memory may differ
     return Case("mobilenet_v2", layout, functools.partial(original, width), TAPS[layout],
                 ("stem/conv/kernel", "stage4/block0/depthwise/conv/kernel", "head/dense/kernel"),
                 {"dropout": 0.0, "width": width, **arguments}, size=SIDE, exact=True, smallest=width == 1.0,
-                name="" if width == 1.0 else f"mobilenet_v2_{round(100 * width):03d}", **files)
+                name="" if width == 1.0 else f"mobilenet_v2_{round(100 * width):03d}", save=save)
 
 
 CASES = [*(_case("torchvision", _torchvision, width) for width in (1.0, 0.35, 1.4)),

@@ -27,6 +27,10 @@ def _timm(size: str) -> Any:
     return framework("timm").create_model(f"mobilenetv3_{size}_100", num_classes=CLASSES)
 
 
+def _timm_tf(size: str) -> Any:
+    return framework("timm").create_model(f"tf_mobilenetv3_{size}_100", num_classes=CLASSES)
+
+
 def _keras(size: str) -> Any:
     def build(keras: Any) -> Any:
         make = getattr(keras.applications, f"MobileNetV3{size.capitalize()}")
@@ -36,11 +40,13 @@ def _keras(size: str) -> Any:
     return as_torch(build, _taps(size, "keras").values())
 
 
-def _case(size: str, layout: str, original: Any) -> Case:
+def _case(size: str, layout: str, form: str, original: Any) -> Case:
     return Case(f"mobilenet_v3_{size}", layout, functools.partial(original, size), _taps(size, layout),
                 ("stem/conv/kernel", "stage3/block0/depthwise/conv/kernel", "hidden/kernel"),
-                {"dropout": 0.0, "form": layout}, size=SIDE, exact=True, smallest=size == "small")
+                {"dropout": 0.0, "form": form}, size=SIDE, exact=True, smallest=size == "small",
+                name=f"mobilenet_v3_tf_{size}" if form == "timm_tf" else "")
 
 
-CASES = [_case(size, layout, original) for layout, original in
-         (("torchvision", _torchvision), ("timm", _timm), ("keras", _keras)) for size in SIZES]
+CASES = [_case(size, layout, form, original) for layout, form, original in (
+    ("torchvision", "torchvision", _torchvision), ("timm", "timm", _timm), ("timm", "timm_tf", _timm_tf),
+    ("keras", "keras", _keras)) for size in SIZES]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from transfer_jax.models.efficientnet import STAGES, EfficientNet, stage_depths
+from transfer_jax.pretrained.catalog import IMAGENET_MEAN, IMAGENET_STD
 from transfer_jax.pretrained.rules.mobilenet_v2 import timm_blocks
 from transfer_jax.pretrained.rules.mobilenet_v3 import torchvision_step
 from transfer_jax.pretrained.rules.table import DEPTHWISE_HWCM, KERAS, TORCH, Array, Layout, Naming, Rule, rules
@@ -15,7 +16,6 @@ COUNTERS = (r".*num_batches_tracked",)
 INPUT_KERNELS = ("stem/conv/kernel",)
 BLOCK = "stage{s}/block{b}"
 STAGE_NUMBERS = range(1, len(STAGES) + 1)
-IMAGENET_MEAN, IMAGENET_VARIANCE = (0.485, 0.456, 0.406), (0.229**2, 0.224**2, 0.225**2)  # of values between 0 and 1
 
 
 def torchvision(backbone: EfficientNet) -> Layout:
@@ -62,7 +62,7 @@ def transformers(backbone: EfficientNet) -> Layout:
     ), ignore=COUNTERS, prefix="efficientnet.", input_kernels=INPUT_KERNELS, modules={
         "stem": "efficientnet.embeddings",
         **{f"stage{s}": f"efficientnet.encoder.blocks.{sum(depths[:s]) - 1}" for s in STAGE_NUMBERS},
-        "top": "efficientnet.encoder"})
+        "top": "efficientnet.encoder.top_activation"})
 
 
 def _keras(backbone: EfficientNet, depthwise: str) -> Layout:
@@ -90,12 +90,12 @@ def _keras(backbone: EfficientNet, depthwise: str) -> Layout:
 
 
 def _normalization(backbone: EfficientNet, written: Mapping[str, Array]) -> dict[str, Array]:
-    """What brings images of 0..1 to those that the network gets here; none for other images than coloured ones."""
+    """What brings images of 0..1 to those that the network gets here: ImageNet's constants, if they are coloured."""
     if "stem_conv/kernel" not in written:
         return {}
     channels = written["stem_conv/kernel"].shape[2]
-    mean, variance = (IMAGENET_MEAN, IMAGENET_VARIANCE) if channels == 3 else ([0.0] * channels, [1.0] * channels)
-    return {"normalization/mean": np.float32(mean), "normalization/variance": np.float32(variance),
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
+    return {"normalization/mean": np.float32(mean), "normalization/variance": np.square(np.float32(std)),
             "normalization/count": np.zeros((), np.int32)}
 
 
