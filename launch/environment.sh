@@ -30,3 +30,11 @@ install_requirements() {
     touch ".venv/installed-$file-$stamp"
   fi
 }
+
+# On Linux glibc gives large blocks back to the system after every training step, and the page faults of the next step
+# cost up to 40 % on a CPU. One arena that keeps its memory avoids them. TRANSFER_JAX_ALLOCATOR=system switches it off.
+use_arena_allocator() {
+  if [ "${TRANSFER_JAX_ALLOCATOR:-arena}" = arena ]; then
+    export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776 MALLOC_TOP_PAD_=67108864
+  fi
+}

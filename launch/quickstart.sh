@@ -5,6 +5,7 @@
 # Command: bash launch/quickstart.sh [WORKDIR] [--config.path.to.key=value ...]
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_requirements requirements.txt
+use_arena_allocator
 workdir=runs/quickstart
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
   workdir=$1

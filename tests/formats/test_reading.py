@@ -181,8 +181,10 @@ def test_shards_that_do_not_fit_their_index(tmp_path):
     folder = shutil.copytree(FILES / "sharded", tmp_path / "sharded")
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text())
-    cases = [({"half": "model-00002-of-00002.safetensors"}, "lacks it"), ({"weight": "../other"}, "not the name"),
-             ({"new": "model-00003-of-00003.safetensors"}, "is missing"), ({"weight": index.name}, "itself an index")]
+    cases = [({"other": "model-00002-of-00002.safetensors"}, "lacks it"),
+             ({"half": "model-00002-of-00002.safetensors"}, "does not name it there"),
+             ({"weight": "../other"}, "not the name"), ({"new": "model-00003-of-00003.safetensors"}, "is missing"),
+             (dict.fromkeys(TENSORS, index.name), "itself an index")]
     for change, message in cases:
         index.write_text(json.dumps({**content, "weight_map": content["weight_map"] | change}))
         with pytest.raises(UserError, match=message):

@@ -20,8 +20,8 @@ WINDOWS = {"width": 8, "depths": (2, 2), "heads": (2, 4), "window": 3}
 FORMS = {"vit": ("vit_tiny", TOKENS), "mean": ("vit_tiny", {**TOKENS, "pool": "mean", "class_token": False}),
          "map": ("vit_tiny", {**TOKENS, "pool": "map"}), "distilled": ("deit_tiny_distilled", TOKENS),
          "dinov2": ("dinov2_small", {**TOKENS, "registers": 2}), "swin": ("swin_tiny", WINDOWS)}
-# Published numbers of parameters with 1000 classes (torchvision 0.28, timm 1.0.31); DINOv2 without classifier and the token
-# for hidden patches, which only its training had.
+# Published numbers of parameters with 1000 classes (torchvision 0.28, timm 1.0.31); DINOv2 without classifier and
+# without the token for hidden patches, which only its training had.
 PARAMETERS = {"vit_tiny": 5_717_416, "vit_small": 22_050_664, "vit_base": 86_567_656, "vit_large": 304_326_632,
               "deit_tiny": 5_717_416, "deit_tiny_distilled": 5_910_800, "deit_small_distilled": 22_436_432,
               "deit_base_distilled": 87_338_192, "dinov2_small": 22_056_192, "dinov2_base": 86_579_712,

@@ -47,12 +47,10 @@ def _transformers(variant: int) -> Any:
 
 def _keras(variant: int) -> Any:
     def build(keras: Any) -> Any:
-        make = getattr(keras.applications, f"EfficientNetB{variant}")
-        model = make(weights=None, classes=CLASSES, classifier_activation=None, input_shape=(SIDE, SIDE, 3))
-        for layer in model.layers:
-            if isinstance(layer, keras.layers.Dropout):
-                layer.rate = 0.0
-        return model
+        scale = SCALES[variant]
+        return framework("keras.src.applications.efficientnet").EfficientNet(
+            scale.width, scale.depth, scale.side, dropout_rate=0.0, drop_connect_rate=0.0, weights=None,
+            classes=CLASSES, classifier_activation=None, input_shape=(SIDE, SIDE, 3))
 
     return as_torch(build, _taps(variant, "keras").values())
 

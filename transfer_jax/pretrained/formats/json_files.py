@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from transfer_jax.pretrained.formats.tensor_file import damaged, shown
@@ -14,8 +15,7 @@ def parse_json(data: bytes | str, where: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
         if len(content) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
             raise damaged(where, f"{shown(twice)} occurs twice in its JSON")
         return content
 

@@ -27,6 +27,7 @@ VARIABLES = {"Dense": AFFINE, "EinsumDense": AFFINE, "Embedding": ("embeddings",
 SWITCHES = {"bias": ("use_bias", "bias_axes"), "gamma": ("scale",), "beta": ("center",)}
 CELLS = {"LSTM": "LSTMCell", "GRU": "GRUCell", "SimpleRNN": "SimpleRNNCell"}
 ATTENTION = {"query_dense": "query", "key_dense": "key", "value_dense": "value", "output_dense": "attention_output"}
+LARGEST_TABLE = 2**24  # characters
 Place = tuple[str, str, tuple[str, ...]]  # where the file has a layer, its name, its variables in order
 
 
@@ -42,13 +43,24 @@ def name_keras_variables(tensors: Mapping[str, np.ndarray], config: Mapping[str,
     """
     model = config if "class_name" in config else {"class_name": "Functional", "config": config}
     try:
-        places = {stored: (name, variables) for stored, name, variables in _places(model, "", "", 0)}
+        places = _table(_places(model, "", "", 0))
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise damaged("the Keras config", f"a layer is described in an unexpected way ({shown(error)})") from error
     named: dict[str, np.ndarray] = {}
     for path, tensor in tensors.items():
         add_once(named, _named(path, places), tensor, "the Keras file")
     return named
+
+
+def _table(found: Iterator[Place]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Names and variables by place; a config that makes far more text of its names than it holds is hostile."""
+    places, room = {}, LARGEST_TABLE
+    for stored, name, variables in found:
+        room -= len(stored) + len(name)
+        if room < 0:
+            raise ValueError("its names are too long")
+        places[stored] = name, variables
+    return places
 
 
 def _named(path: str, places: Mapping[str, tuple[str, tuple[str, ...]]]) -> str:

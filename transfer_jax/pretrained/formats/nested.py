@@ -11,6 +11,7 @@ from transfer_jax.pretrained.formats.pickled_objects import NumpyArray, StridedT
 from transfer_jax.pretrained.formats.tensor_file import DEEPEST, add_once, damaged, is_numeric, plain
 
 ROOT = "tensor"  # the name of a tensor that is the whole file
+LONG_PATH = 64  # characters of a path that count as one more node
 
 
 class Flattened:
@@ -27,8 +28,8 @@ class Flattened:
         self._visit(tree, "", 0)
 
     def _visit(self, node: Any, path: str, depth: int) -> None:
-        self.nodes_left -= 1
-        # A structure may contain itself, or one list a billion times over.
+        # A structure may contain itself, one list a billion times over, or a long name in front of many others.
+        self.nodes_left -= 1 + len(path) // LONG_PATH
         if depth > DEEPEST or self.nodes_left < 0:
             raise damaged(self.where, "its dictionaries are nested without an end")
         if isinstance(node, (StridedTensor, NumpyArray, np.ndarray)):

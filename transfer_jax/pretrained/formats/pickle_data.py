@@ -234,13 +234,16 @@ class _Machine:
 
 
 def _hashable(key: Any) -> Any:
-    # Hashing a tower of tuples recurses without a limit inside the interpreter, so keys stay flat.
-    if isinstance(key, KEYS) or isinstance(key, tuple) and all(isinstance(item, KEYS) for item in key):
+    # Hashing a tower of tuples recurses without a limit inside the interpreter, so keys stay flat, and short.
+    if isinstance(key, KEYS):
+        return key
+    if isinstance(key, tuple) and len(key) <= LONGEST_KEY and all(isinstance(item, KEYS) for item in key):
         return key
     raise TypeError("a key is neither a number nor a string")
 
 
 KEYS = (str, int, float, bytes, type(None), Name)
+LONGEST_KEY = 32  # items of a tuple
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
 ARGUMENTS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING",

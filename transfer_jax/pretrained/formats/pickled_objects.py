@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from transfer_jax.pretrained.formats.pickle_data import Name, OrderedDict, Record
-from transfer_jax.pretrained.formats.tensor_file import EXTENDED, array_of, count, damaged, elements_of
+from transfer_jax.pretrained.formats.tensor_file import EXTENDED, HIGHEST_RANK, array_of, count, damaged, elements_of
 
 WIDTHS = {name: np.dtype(name) for name in (
     "float64", "float32", "float16", "complex64", "complex128", "int64", "int32", "int16", "int8", "uint64", "uint32",
@@ -90,6 +90,8 @@ class StridedTensor:
 def _tensor(storage: Any, offset: int, shape: Sequence[int], strides: Sequence[int], *_: Any) -> StridedTensor:
     if not isinstance(storage, (Storage, StoragePart)) or type(offset) is not int:
         raise TypeError("a tensor has no storage")
+    if max(len(shape), len(strides)) > HIGHEST_RANK:
+        raise ValueError("a tensor has an impossible shape")
     return StridedTensor(storage, offset, tuple(shape), tuple(strides), storage.dtype)
 
 
@@ -172,10 +174,10 @@ def _items(kind: Callable[[Any], Any]) -> Callable[..., Any]:
 def _dictionary(items: Sequence[Any] = (), *_: Any) -> OrderedDict:
     if isinstance(items, dict):
         return OrderedDict(items)
-    pairs = [tuple(pair) for pair in items]
-    if not all(len(pair) == 2 and isinstance(pair[0], (str, int)) for pair in pairs):
+    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], (str, int))
+               for pair in items):
         raise TypeError("a dictionary has keys that are no names")
-    return OrderedDict(pairs)
+    return OrderedDict(items)
 
 
 def _default_dictionary(factory: Any = None, items: Sequence[Any] = ()) -> OrderedDict:
@@ -184,6 +186,13 @@ def _default_dictionary(factory: Any = None, items: Sequence[Any] = ()) -> Order
 
 def _path(*parts: str) -> str:
     return "/".join(parts)
+
+
+def _device(kind: str, index: int | None = None) -> str:
+    # Only these types: the text of a tower of tuples would fill the memory.
+    if not isinstance(kind, str) or not isinstance(index, int | None):
+        raise TypeError("a device is described wrongly")
+    return kind if index is None else f"{kind}:{index}"
 
 
 def _first(value: Any, *_: Any) -> Any:
@@ -207,7 +216,7 @@ TORCH = {f"{room}.{name}": None for room in ("torch", "torch.cuda", "torch.stora
     "torch._utils._rebuild_tensor_v3": _tensor_of_type, "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter, "torch._tensor._rebuild_from_type_v2": _rebuilt,
     "torch.nn.parameter.Parameter": _parameter, "torch.nn.parameter.Buffer": _parameter, "torch.Tensor": None,
-    "torch.Size": lambda sizes=(): tuple(sizes), "torch.device": lambda *parts: ":".join(map(str, parts))}
+    "torch.Size": lambda sizes=(): tuple(sizes), "torch.device": _device}
 SCRIPT = {f"torch.jit._pickle.build_{kind}list": lambda items: list(items)
           for kind in ("int", "tensor", "double", "bool", "string")} | {
     "torch.jit._pickle.restore_type_tag": _first}

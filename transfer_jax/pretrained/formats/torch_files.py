@@ -98,7 +98,8 @@ def read_torch_stream(path: Path, where: str) -> TensorFile:
 
 def _fill_in_order(keys: Any, data: memoryview, position: int, storages: Storages) -> None:
     where = storages.where
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages.found):
+    named = isinstance(keys, list) and all(isinstance(key, (str, int)) for key in keys)
+    if not named or sorted(map(str, keys)) != sorted(storages.found):
         raise damaged(where, "its list of storages does not fit its tensors")
     for key in keys:
         storage = storages.found[str(key)]

@@ -89,10 +89,10 @@ class _Pickle:
         elif isinstance(value, (float, np.floating)):
             self.data += b"G" + struct.pack(">d", value)
         elif isinstance(value, (list, tuple)):
-            self.data += b"("
+            self.data += b"](" if isinstance(value, list) else b"("
             for item in value:
                 self.value(item)
-            self.data += b"l" if isinstance(value, list) else b"t"
+            self.data += b"e" if isinstance(value, list) else b"t"
         elif isinstance(value, Mapping):
             self.data += b"}("
             for key, item in value.items():
