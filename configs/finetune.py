@@ -1,4 +1,28 @@
-"""Any backbone with pretrained parameters on the user's own images."""
+"""Any backbone with pretrained parameters on the user's own images.
+
+    python -m transfer_jax.train --config configs/finetune.py:data=DIR,weights=SRC[,key=value ...] --workdir DIR
+
+data: a folder of class folders (with or without train/ and val/ or test/ inside), a .csv or .parquet table of paths and
+    labels, or tfds:NAME. weights: what `source` may be (docs/pretrained.md); empty: random parameters. backbone: a name
+    that `python -m transfer_jax.models` lists, where the weights do not say it.
+recipe: probe (new head on the frozen backbone), finetune (half of the epochs like this, then everything, the backbone
+    at a tenth of the rate), full (everything at once) or scratch (random parameters).
+epochs, batch_size, lr (of the head; ten times as much while the backbone is frozen), image_size (0: what the weights
+    say), seeds, holdout (percent of each class for evaluation where the data have no split of their own).
+normalize: imagenet, half, unit or bytes, for weights that do not tell their preprocessing (default: imagenet).
+
+Measured on the 7 x 28 photographs of a PACS subset, half of them for training, with image_size=128, epochs=20, seeds=3,
+holdout=50; accuracy, mean and half width of the 95 % interval over the seeds, two cores of a busy CPU:
+
+| recipe | mobilenet_v1_retinaface | tiny_darknet, normalize=unit |
+|---|---|---|
+| probe | 0.884 ± 0.053, 58 s | 0.905 ± 0.039, 150 s |
+| finetune, after the head | 0.867 ± 0.025, 40 s | 0.895 ± 0.081, 65 s |
+| finetune, at the end | 0.786 ± 0.067, 171 s more | 0.864 ± 0.169, 235 s more |
+| scratch | 0.235 ± 0.076, 228 s | |
+
+With 14 images a class the frozen backbone wins; moving everything at the default rate forgets more than it learns.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """What the originals say about the seeded networks, in small files, so that every test run can compare with them.
 
-    python -m tests.parity.golden [parts of ids ...]
+    python -m tests.parity.golden [--missing] [parts of ids ...]
 
 writes `golden/outputs.json` (logits and tap averages of the smallest member of each family and layout) and
 `golden/signatures.json` (names and shapes of the tensors of every case). Needs torch, torchvision, timm and
-transformers; the same versions give the same numbers.
+transformers; the same versions give the same numbers. `--missing` makes only what is not there yet.
 """
 
 from __future__ import annotations
@@ -52,18 +52,17 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Makes the entries of the chosen cases anew and drops those of cases that are no more."""
-    outputs, signatures = {}, {}
-    for name, case in CASES.items():
-        if arguments and not any(argument in name for argument in arguments):
-            continue
-        made, signatures[name] = make(case)
-        if made is not None:
-            outputs[name] = made
-        print(name, signatures[name]["numbers"], flush=True)
+    """Makes the entries of the chosen cases anew, smallest first, and drops those of cases that are no more."""
+    missing, parts = "--missing" in arguments, [argument for argument in arguments if argument != "--missing"]
     FOLDER.mkdir(exist_ok=True)
-    update(OUTPUTS, outputs, [name for name, case in CASES.items() if case.smallest])
-    update(SIGNATURES, signatures, CASES)
+    for name, case in sorted(CASES.items(), key=lambda item: not item[1].smallest):
+        known = name in read(SIGNATURES) and (name in read(OUTPUTS) or not case.smallest)
+        if (parts and not any(part in name for part in parts)) or (missing and known):
+            continue
+        outputs, found = make(case)
+        update(OUTPUTS, {name: outputs} if outputs else {}, [name for name, case in CASES.items() if case.smallest])
+        update(SIGNATURES, {name: found}, CASES)
+        print(name, found["numbers"], flush=True)
 
 
 def update(path: Path, made: Mapping[str, Any], kept: Collection[str]) -> None:

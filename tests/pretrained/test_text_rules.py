@@ -1,12 +1,14 @@
 """What files of text models and of CLIP hold besides the tensors of one backbone, and how it is told apart."""
 
+import jax
 import numpy as np
 import pytest
 
+from tests.parity.oracle import framework
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component
 from transfer_jax.models import build_backbone
-from transfer_jax.pretrained.conversion import leaf_shapes, published_head, to_foreign, to_ours
+from transfer_jax.pretrained.conversion import detect_layout, leaf_shapes, published_head, to_foreign, to_ours
 
 TINY = {"width": 8, "layers": 12, "heads": 2}
 TEXT = {**TINY, "vocabulary": 9, "mlp_width": 8, "positions": 6}
@@ -51,10 +53,31 @@ def test_the_projection_of_clip_is_the_head_of_timm():
     leaves = drawn(projecting)
     written = to_foreign(leaves, projecting, "timm")
     assert not written["head.bias"].any() and written["head.bias"].shape == (4,)
+    assert same(read(written, projecting, "timm"), leaves)
     linear = projecting.clone(projection=None)
     back, report = to_ours(written, linear, "timm", published_head(linear, 4))
     report.check()
     assert np.array_equal(back["head/dense/kernel"], leaves["projection/kernel"])
+
+
+def test_every_layout_of_clip_gives_the_same_leaves(request):
+    """timm has a converter of its own for the files of OpenAI: it makes of ours what we write for timm."""
+    backbone = tiny("clip_image_b32", layers=2, projection=16)
+    shapes = leaf_shapes(backbone, None, jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32))
+    rng = np.random.default_rng(0)
+    leaves = {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
+    written = {layout: to_foreign(leaves, backbone, layout) for layout in ("transformers", "timm", "openai")}
+    for layout, tensors in written.items():
+        back, report = to_ours(tensors, backbone, layout, None, jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32))
+        report.check()
+        assert detect_layout(tensors, backbone) == layout and same(back, leaves)
+    if not request.config.getoption("--parity"):
+        pytest.skip("asks timm for the rest; run with --parity")
+    torch, timm = framework("torch"), framework("timm")
+    model = timm.create_model("vit_base_patch32_clip_quickgelu_224", img_size=64, depth=2, num_classes=16)
+    openai = {name: torch.from_numpy(tensor) for name, tensor in written["openai"].items()}
+    theirs = timm.models.vision_transformer.checkpoint_filter_fn(openai, model)
+    assert same({name: tensor.numpy() for name, tensor in theirs.items()}, written["timm"])
 
 
 def test_the_first_files_of_gpt2():

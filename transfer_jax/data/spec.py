@@ -21,7 +21,8 @@ class StreamSpec(Spec):
     How prepared: images are resized on reading to `image_size` (height, width; `fit`: 'stretch' or 'crop' the centre;
     with `resize` the centre of the image that was resized to that first, one number for its shorter side, two for
     height and width, as ImageNet's recipes do; with `fit='cover'` the aspect ratio is kept with two as well, and the
-    image just covers them), given `channels`, augmented as values in [0, 1], and normalised by (x - mean) / std. With `labelled=False` neither labels nor masks reach a batch.
+    image just covers them), given `channels`, augmented as values in [0, 1], and normalised by (x - mean) / std. With
+    `labelled=False` neither labels nor masks reach a batch.
 
     Where: `storage` 'device' holds the decoded examples on the device, 'host' streams them; 'auto' takes the device
     up to `device_bytes`. `threads` read in this process; `workers` > 0 adds processes.

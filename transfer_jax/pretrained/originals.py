@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -150,13 +151,17 @@ def _loaded(model: Any, written: Mapping[str, np.ndarray]) -> Any:
 def _torchvision(component: Component, head: Component | None, written: Mapping[str, np.ndarray],
                  architecture: str | None, folder: Path | None) -> Any:
     models = importlib.import_module("torchvision").models
-    name = TORCHVISION.get(component.kind, component.kind)
+    name, patch = TORCHVISION.get(component.kind, component.kind), component.arguments.get("patch", 16)
+    if name.startswith("vit_"):
+        name = f"{name.rpartition('_')[0]}_{patch}"
     if name not in models.list_models() or head is None:
         return None
     # Only for Inception and GoogLeNet do these change the network: no auxiliary heads, inputs as they come.
     more = dict(aux_logits=False, init_weights=False) if name in ("googlenet", "inception_v3") else {}
     if name == "mobilenet_v2":
         more = {"width_mult": component.arguments.get("width", 1.0)}
+    if "encoder.pos_embedding" in written:
+        more = {"image_size": patch * math.isqrt(written["encoder.pos_embedding"].shape[1] - 1)}
     return _loaded(models.get_model(name, weights=None, num_classes=head.arguments["classes"], **more), written)
 
 
@@ -166,14 +171,26 @@ def _timm(component: Component, head: Component | None, written: Mapping[str, np
     name = (architecture or _timm_name(component)).split(".")[0]
     if not timm.is_model(name):
         return None
-    return _loaded(timm.create_model(name, num_classes=head.arguments["classes"] if head else 0), written)
+    more = {}
+    if "pos_embed" in written:  # few tokens in front: they do not change the whole root
+        more = {"img_size": written["patch_embed.proj.weight"].shape[-1] * math.isqrt(written["pos_embed"].shape[1])}
+    elif name.startswith("swin_"):
+        more = {"window_size": component.arguments.get("window", 7), "strict_img_size": False}
+    return _loaded(timm.create_model(name, num_classes=head.arguments["classes"] if head else 0, **more), written)
 
 
 def _timm_name(component: Component) -> str:
     """What timm calls our backbone, or our own name."""
     if component.kind == "mobilenet_v2":
         return f"mobilenetv2_{round(100 * component.arguments.get('width', 1.0)):03d}"
-    name = component.kind
+    name, arguments = component.kind, component.arguments
+    if name.startswith(("vit_", "deit_")):
+        return f"{name}_patch{arguments.get('patch', 16)}_224" if "pool" not in arguments else ""
+    if name.startswith("dinov2_"):
+        registers = f"_reg{arguments['registers']}" if arguments.get("registers") else ""
+        return f"vit_{name.removeprefix('dinov2_')}_patch14{registers}_dinov2"
+    if name.startswith("swin_"):
+        return f"{name}_patch4_window7_224"
     if name.startswith("mobilenet_v3_"):
         name = f"mobilenetv3_{name.removeprefix('mobilenet_v3_')}_100"
     return f"tf_{name}" if component.arguments.get("form") == "timm_tf" else name

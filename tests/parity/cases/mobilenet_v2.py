@@ -42,7 +42,8 @@ def _case(layout: str, original: Any, width: float = 1.0, **arguments: Any) -> C
     save = transformers_original.save if layout == "transformers" else None  # names in memory may differ
     return Case("mobilenet_v2", layout, functools.partial(original, width), TAPS[layout],
                 ("stem/conv/kernel", "stage4/block0/depthwise/conv/kernel", "head/dense/kernel"),
-                {"dropout": 0.0, "width": width, **arguments}, size=SIDE, exact=True, smallest=width == 1.0,
+                {"dropout": 0.0, "width": width, **arguments}, size=SIDE, exact=True, 
+                smallest=width == 1.0 and layout != "timm",
                 name="" if width == 1.0 else f"mobilenet_v2_{round(100 * width):03d}", save=save)
 
 

@@ -25,7 +25,7 @@ class Archive:
             self._zip = zipfile.ZipFile(path)
             members = self._zip.infolist()
         except (zipfile.BadZipFile, NotImplementedError, ValueError, IndexError, OSError) as error:
-            raise damaged(where, f"the zip archive cannot be opened ({error})") from error
+            raise damaged(where, f"the zip archive cannot be opened ({shown(error)})") from error
         self._members: dict[str, zipfile.ZipInfo] = {}
         for member in members:
             self._check(member)
@@ -73,7 +73,8 @@ class Archive:
                 data = file.read(member.file_size + 1)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError,
                 ValueError) as error:
-            raise damaged(self.where, f"the member {shown(name)} of the archive cannot be read ({error})") from error
+            what = f"the member {shown(name)} of the archive cannot be read ({shown(error)})"
+            raise damaged(self.where, what) from error
         if len(data) != member.file_size:
             raise damaged(self.where, f"the member {shown(name)} of the archive is shorter or longer than it says")
         return data

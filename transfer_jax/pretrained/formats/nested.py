@@ -8,7 +8,7 @@ import numpy as np
 
 from transfer_jax.pretrained.formats.pickle_data import Name, Record
 from transfer_jax.pretrained.formats.pickled_objects import NumpyArray, StridedTensor
-from transfer_jax.pretrained.formats.tensor_file import DEEPEST, add_once, damaged, is_numeric, plain
+from transfer_jax.pretrained.formats.tensor_file import DEEPEST, add_once, damaged, is_numeric, plain, shown
 
 ROOT = "tensor"  # the name of a tensor that is the whole file
 LONG_PATH = 64  # characters of a path that count as one more node
@@ -55,5 +55,5 @@ class Flattened:
     def _array(self, node: Any, name: str) -> np.ndarray:
         array = node.array(self.where, name) if isinstance(node, StridedTensor) else getattr(node, "array", node)
         if array is None or not is_numeric(array.dtype):
-            raise damaged(self.where, f"the array {name!r} holds no numbers")
+            raise damaged(self.where, f"the array {shown(name)} holds no numbers")
         return array

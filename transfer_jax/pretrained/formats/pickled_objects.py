@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from transfer_jax.pretrained.formats.pickle_data import Name, OrderedDict, Record
-from transfer_jax.pretrained.formats.tensor_file import EXTENDED, HIGHEST_RANK, array_of, count, damaged, elements_of
+from transfer_jax.pretrained.formats.tensor_file import (
+    EXTENDED,
+    HIGHEST_RANK,
+    array_of,
+    count,
+    damaged,
+    elements_of,
+    shown,
+)
 
 WIDTHS = {name: np.dtype(name) for name in (
     "float64", "float32", "float16", "complex64", "complex128", "int64", "int32", "int16", "int8", "uint64", "uint32",
@@ -75,12 +83,12 @@ class StridedTensor:
         values = self.storage.values(self.dtype)
         elements = count(self.shape, where, name)
         if len(self.strides) != len(self.shape) or any(type(step) is not int or step < 0 for step in self.strides):
-            raise damaged(where, f"the tensor {name!r} has impossible strides")
+            raise damaged(where, f"the tensor {shown(name)} has impossible strides")
         last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
         if self.offset < 0 or (elements and last >= len(values)):
-            raise damaged(where, f"the tensor {name!r} reaches beyond its storage")
+            raise damaged(where, f"the tensor {shown(name)} reaches beyond its storage")
         if elements > max(len(values), LARGEST_EXPANSION):
-            raise damaged(where, f"the tensor {name!r} is far larger than its storage")
+            raise damaged(where, f"the tensor {shown(name)} is far larger than its storage")
         if not elements:
             return np.zeros(self.shape, self.dtype)
         return np.lib.stride_tricks.as_strided(values[self.offset:], self.shape,

@@ -32,7 +32,7 @@ def read_safetensors(path: Path, where: str) -> TensorFile:
     try:
         entries = deserialize(data)
     except (SafetensorError, ValueError) as error:
-        raise damaged(where, f"safetensors refuses it ({error})") from error
+        raise damaged(where, f"safetensors refuses it ({shown(error)})") from error
     tensors = {}
     for name, entry in entries:
         if entry["dtype"] not in TYPES:
