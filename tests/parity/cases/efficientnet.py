@@ -74,6 +74,6 @@ def _case(variant: int, layout: str, original: Any, name: str = "", **more: Any)
 
 CASES = [*(_case(variant, "torchvision", _torchvision) for variant in VARIANTS),
          *(_case(variant, "timm", _timm) for variant in VARIANTS),
-         *(_case(variant, "timm", _timm_tf, f"efficientnet_tf_b{variant}", form="timm_tf") for variant in VARIANTS),
-         *(_case(variant, "transformers", _transformers, size=64) for variant in VARIANTS),
-         *(_case(variant, "keras", _keras, inputs=_keras_inputs) for variant in VARIANTS)]
+         _case(0, "timm", _timm_tf, "efficientnet_tf_b0", form="timm_tf"),
+         *(_case(variant, "transformers", _transformers, size=64) for variant in (0, 1, 7)),
+         *(_case(variant, "keras", _keras, inputs=_keras_inputs) for variant in (0, 1))]

@@ -49,7 +49,7 @@ def _torchvision(backbone: ViT, dense: tuple[str, str]) -> Layout:
     block = "encoder.layers.encoder_layer_{b}"
     return Layout(rules(
         Rule("class_token", "class_token", WITH_BATCH), TORCH.conv("patches", "conv_proj"),
-        position_rules("encoder.pos_embedding", backbone.token_positions, backbone.width),
+        _position_rules(backbone, "encoder.pos_embedding"),
         TORCH.norm("block{b}/norm{i}", f"{block}.ln_{{i}}"),
         packed(f"{block}.self_attention.in_proj_weight", f"{block}.self_attention.in_proj_bias"),
         TORCH.dense("block{b}/attention/out", f"{block}.self_attention.out_proj"),
@@ -66,7 +66,7 @@ def timm(backbone: ViT) -> Layout:
         Rule("class_token", "cls_token", WITH_BATCH), Rule("distillation_token", "dist_token", WITH_BATCH),
         Rule("registers", "reg_token", reshaped((-1, backbone.width), (1, -1, backbone.width))),
         TORCH.conv("patches", "patch_embed.proj"),
-        position_rules("pos_embed", backbone.token_positions, backbone.width),
+        _position_rules(backbone, "pos_embed"),
         TORCH.norm("block{b}/norm{i}", f"{block}.norm{{i}}"),
         packed(f"{block}.attn.qkv.weight", f"{block}.attn.qkv.bias"),
         TORCH.dense("block{b}/attention/out", f"{block}.attn.proj"),
@@ -120,7 +120,7 @@ def _modules(backbone: ViT, front: str) -> dict[str, str]:
 
 
 def _positions(backbone: ViT, front: str) -> tuple[Rule, ...]:
-    return position_rules(f"{front}embeddings.position_embeddings", backbone.token_positions, backbone.width)
+    return _position_rules(backbone, f"{front}embeddings.position_embeddings")
 
 
 def _encoder(front: str, embeddings: str) -> tuple[Rule, ...]:
@@ -143,20 +143,14 @@ def packed(weight: str, bias: str, ours: str = "block{b}", parts: tuple[str, ...
                    for i, name in enumerate(parts)))
 
 
-def position_rules(theirs: str, tokens: int, width: int, batch: bool = True) -> tuple[Rule, ...]:
-    """Rules for `token_positions` [tokens, D] and `grid_positions` [rows, columns, D] out of one foreign tensor.
-
-    Args:
-        theirs: name of the tensor [1, tokens + patches, D], or without the first axis if not `batch`.
-        tokens: how many of its rows belong to tokens in front of the patches.
-    """
-    front, axis = ((1,), 1) if batch else ((), 0)
-    grid = from_square(width, front)
+def _position_rules(backbone: ViT, theirs: str) -> tuple[Rule, ...]:
+    """Their tensor [1, tokens + patches, D] has the positions of the tokens in front, then those of the patches."""
+    tokens, grid = backbone.token_positions, from_square(backbone.width, (1,))
     if not tokens:
         return (Rule("grid_positions", theirs, grid),)
-    row = reshaped((tokens, width), (*front, tokens, width))
-    return rules(Rule("token_positions", theirs, section(0, (tokens,), row, axis)),
-                 Rule("grid_positions", theirs, section(1, (tokens,), grid, axis)))
+    rows = reshaped((tokens, backbone.width), (1, tokens, backbone.width))
+    return rules(Rule("token_positions", theirs, section(0, (tokens,), rows, 1)),
+                 Rule("grid_positions", theirs, section(1, (tokens,), grid, 1)))
 
 
 def from_square(width: int, front: tuple[int, ...] = ()) -> Op:
@@ -183,7 +177,10 @@ def _mask_token(backbone: Backbone, written: Mapping[str, Array]) -> dict[str, A
 
 
 def vit_jax(backbone: ViT) -> Layout:
-    """The authors' archives: layers count on through a block, and the class token has a position."""
+    """The authors' archives: layers count on through a block, and the class token has a position.
+
+    These and those of big_vision were trained with activation='gelu_tanh'; timm runs them with the exact one.
+    """
     return _archive(backbone, "", "Transformer/posembed_input/pos_embedding", ("LayerNorm_0", "LayerNorm_2"),
                     "MultiHeadDotProductAttention_1", "MlpBlock_3")
 
@@ -216,7 +213,7 @@ def _archive(backbone: ViT, prefix: str, positions: str, norms: tuple[str, str],
     pool = f"{prefix}MAPHead_0"
     return Layout(rules(
         Rule("class_token", f"{prefix}cls", WITH_BATCH), FLAX.conv("patches", f"{prefix}embedding"),
-        position_rules(prefix + positions, backbone.token_positions, backbone.width), blocks,
+        _position_rules(backbone, prefix + positions), blocks,
         FLAX.norm("norm", f"{encoder}encoder_norm"), Rule("pool/probe", f"{pool}/probe", WITH_BATCH),
         _by_heads(backbone, "pool/attention", f"{pool}/MultiHeadDotProductAttention_0"),
         FLAX.norm("pool/norm", f"{pool}/LayerNorm_0"), _perceptron("pool/mlp", f"{pool}/MlpBlock_0"),
