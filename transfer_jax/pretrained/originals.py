@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -47,7 +46,7 @@ def compare_outputs(component: Component, head: Component | None, leaves: Leaves
         return None
     try:
         torch = importlib.import_module("torch")
-        model = build(component, head, written, architecture, folder)
+        model = build(component, head, written, example, architecture, folder)
     except (ImportError, RuntimeError) as error:
         console.print(f"outputs not compared: the framework of the layout {layout!r} is not usable here "
                       f"({str(error).splitlines()[0]})")
@@ -149,7 +148,7 @@ def _loaded(model: Any, written: Mapping[str, np.ndarray]) -> Any:
 
 
 def _torchvision(component: Component, head: Component | None, written: Mapping[str, np.ndarray],
-                 architecture: str | None, folder: Path | None) -> Any:
+                 example: Any, architecture: str | None, folder: Path | None) -> Any:
     models = importlib.import_module("torchvision").models
     name, patch = TORCHVISION.get(component.kind, component.kind), component.arguments.get("patch", 16)
     if name.startswith("vit_"):
@@ -161,21 +160,21 @@ def _torchvision(component: Component, head: Component | None, written: Mapping[
     if name == "mobilenet_v2":
         more = {"width_mult": component.arguments.get("width", 1.0)}
     if "encoder.pos_embedding" in written:
-        more = {"image_size": patch * math.isqrt(written["encoder.pos_embedding"].shape[1] - 1)}
+        more = {"image_size": example.shape[1]}
     return _loaded(models.get_model(name, weights=None, num_classes=head.arguments["classes"], **more), written)
 
 
 def _timm(component: Component, head: Component | None, written: Mapping[str, np.ndarray],
-          architecture: str | None, folder: Path | None) -> Any:
+          example: Any, architecture: str | None, folder: Path | None) -> Any:
     timm = importlib.import_module("timm")
     name = (architecture or _timm_name(component)).split(".")[0]
     if not timm.is_model(name):
         return None
-    more = {}
-    if "pos_embed" in written:  # few tokens in front: they do not change the whole root
-        more = {"img_size": written["patch_embed.proj.weight"].shape[-1] * math.isqrt(written["pos_embed"].shape[1])}
-    elif name.startswith("swin_"):
-        more = {"window_size": component.arguments.get("window", 7), "strict_img_size": False}
+    more = {"img_size": example.shape[1:3]} if "pos_embed" in written or name.startswith("swin_") else {}
+    if name.startswith("swin_"):
+        more["window_size"] = window = component.arguments.get("window", 7)
+        if any(side % (32 * window) for side in example.shape[1:3]):
+            raise RuntimeError(f"it fills maps otherwise unless images are multiples of {32 * window} pixels")
     return _loaded(timm.create_model(name, num_classes=head.arguments["classes"] if head else 0, **more), written)
 
 
@@ -197,7 +196,7 @@ def _timm_name(component: Component) -> str:
 
 
 def _transformers(component: Component, head: Component | None, written: Mapping[str, np.ndarray],
-                  architecture: str | None, folder: Path | None) -> Any:
+                  example: Any, architecture: str | None, folder: Path | None) -> Any:
     transformers = importlib.import_module("transformers")
     if folder is None or not (folder / "config.json").is_file():
         return None
