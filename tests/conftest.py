@@ -54,3 +54,11 @@ def digits_file(shared_folder) -> Path:
 def torch():
     """PyTorch, for comparisons; its CPU build is no requirement of the test suite."""
     return pytest.importorskip("torch", reason="compares with PyTorch, which is not installed here")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """A few small steps do not repay an optimising compiler: its passes would take most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

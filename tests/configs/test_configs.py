@@ -5,7 +5,6 @@ import os
 import re
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,12 +23,7 @@ FOLDER = os.environ.get("TRANSFER_JAX_DATA", str(ROOT.parent / "shared" / "data"
 SHARED_DATA = Path(FOLDER) / "datasets" / "mnist"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Two steps do not repay an optimising compiler: its passes would take nine tenths of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def short(values):

@@ -1,0 +1,8 @@
+"""Networks are tested at a few small inputs: compilation is what takes the time."""
+
+import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick(quick_compilation):
+    yield
