@@ -61,11 +61,14 @@ def ours(job: dict[str, Any]) -> Callable[[int], None]:
     import jax.numpy as jnp
     import optax
 
+    from transfer_jax.core.compilation import compiled
     from transfer_jax.core.spec import Component
     from transfer_jax.models import build_backbone, build_head
 
     dtype = jnp.dtype(job["dtype"])
     arguments = {**BERT, "dropout": 0.0} if is_text(job["model"]) else {}
+    if job["model"] == "mobilenet_v2":
+        arguments = {"dropout": 0.0}
     backbone = build_backbone(Component(kind=job["model"], **arguments), dtype)
     head = build_head(Component(kind="linear", classes=CLASSES), dtype)
     inputs, labels = map(jnp.asarray, examples(job))
@@ -80,7 +83,7 @@ def ours(job: dict[str, Any]) -> Callable[[int], None]:
                                      mutable=["batch_stats"] if train else [])
         return head.apply({"params": params["head"]}, taps), moved.get("batch_stats", stats)
 
-    predict = jax.jit(lambda params, stats, x: logits(params, stats, x, False)[0])
+    predict = compiled(lambda params, stats, x: logits(params, stats, x, False)[0])
     if job["step"] == "forward":
         return lambda count: jax.block_until_ready([predict(params, stats, inputs[i % BATCHES])
                                                     for i in range(count)][-1])
@@ -97,7 +100,7 @@ def ours(job: dict[str, Any]) -> Callable[[int], None]:
         velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, gradients)
         return jax.tree.map(lambda p, v: p - RATE * v, trained, velocity), velocity, moved
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(compiled, donate_argnums=0)
     def chunk(state: Any, constants: Any, count: jax.Array) -> Any:
         def body(carry: Any) -> Any:
             return carry[0] + 1, step(*carry, constants)

@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 from sklearn.datasets import load_digits
 
-from transfer_jax.experiment.compilation import enable_compilation_cache
+from transfer_jax.core.compilation import enable_compilation_cache
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfer_jax.core.compilation import compiled
 from transfer_jax.core.members import over_members
 from transfer_jax.evaluation import METRICS
 from transfer_jax.evaluation.metrics import accumulate
@@ -80,7 +81,7 @@ class Evaluator:
 
     def _compile(self) -> Callable:
         axes = (0, 0, self.stream.feed_axes(), None)
-        return jax.jit(over_members(self._measure, self.members, axes, self.how))
+        return compiled(over_members(self._measure, self.members, axes, self.how))
 
     def _measure(self, params: Any, batch_stats: Any, feed: Any, number: jax.Array) -> tuple[Any, Any]:
         batch = self.stream.evaluation_batch(feed, number, self.batch_size)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from transfer_jax.core.compilation import enable_compilation_cache
 from transfer_jax.core.errors import unknown
 from transfer_jax.experiment import results
 from transfer_jax.experiment.assembly import Assembly
-from transfer_jax.experiment.compilation import enable_compilation_cache
 from transfer_jax.experiment.evaluators import Evaluators
 from transfer_jax.experiment.export import exported_stage
 from transfer_jax.experiment.workdir import Workdir

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
+from transfer_jax.core.compilation import enable_compilation_cache
 from transfer_jax.core.errors import UserError
 from transfer_jax.evaluation.evaluator import Scores
 from transfer_jax.experiment import results
 from transfer_jax.experiment.assembly import Assembly
-from transfer_jax.experiment.compilation import enable_compilation_cache
 from transfer_jax.experiment.evaluators import Evaluators, labelled
 from transfer_jax.experiment.pretraining import with_pretrained
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec

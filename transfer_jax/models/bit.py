@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.layers.convolution import convolve
+from transfer_jax.layers.materialization import materialized
 from transfer_jax.layers.normalization import GroupNorm
 from transfer_jax.layers.pooling import global_average, max_pool
 from transfer_jax.models.blocks import rematerialized
@@ -65,7 +66,7 @@ class PreActivationBlock(nn.Module):
             x = self._conv(self.outputs, 1, self.strides, "shortcut_conv")(active)
         y = norm_relu(self._conv(width, 1, 1, "conv1")(active), "norm2", self.dtype)
         y = norm_relu(self._conv(width, 3, self.strides, "conv2")(y), "norm3", self.dtype)
-        return x + self._conv(self.outputs, 1, 1, "conv3")(y)
+        return materialized(x + self._conv(self.outputs, 1, 1, "conv3")(y))
 
     def _conv(self, features: int, size: int, strides: int, name: str) -> StandardizedConv:
         return StandardizedConv(features, size, strides, self.epsilon, self.dtype, name=name)

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.layers.convolution import Conv
+from transfer_jax.layers.materialization import materialized
 from transfer_jax.layers.normalization import LayerNorm
 from transfer_jax.layers.pooling import global_average
 from transfer_jax.layers.stochastic_depth import DropPath
@@ -50,7 +51,7 @@ class ConvNeXtBlock(nn.Module):
         y = nn.gelu(y, approximate=False)
         y = nn.Dense(channels, dtype=self.dtype, kernel_init=initial, name="pwconv2")(y)
         factors = self.param("layer_scale", nn.initializers.constant(self.layer_scale), (channels,), jnp.float32)
-        return x + DropPath(self.drop_path)(y * factors.astype(y.dtype), train)
+        return materialized(x + DropPath(self.drop_path)(y * factors.astype(y.dtype), train))
 
 
 class ConvNeXtStage(nn.Module):

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.layers.convolution import Conv
+from transfer_jax.layers.materialization import materialized
 from transfer_jax.layers.normalization import LayerNorm
 from transfer_jax.layers.pooling import global_average
 from transfer_jax.layers.stochastic_depth import DropPath
@@ -56,7 +57,7 @@ class SwinBlock(nn.Module):
         return self._add(x, y, train)
 
     def _add(self, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
-        return x + DropPath(self.drop_path)(y, train)
+        return materialized(x + DropPath(self.drop_path)(y, train))
 
 
 class PatchMerging(nn.Module):

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from transfer_jax.core.errors import unknown
 from transfer_jax.layers.attention import SelfAttention
+from transfer_jax.layers.materialization import materialized
 from transfer_jax.layers.normalization import LayerNorm
 from transfer_jax.layers.stochastic_depth import DropPath
 
@@ -88,4 +89,4 @@ class TransformerBlock(nn.Module, kw_only=True):
         if self.layer_scale is not None:
             factors = self.param(scale, nn.initializers.constant(self.layer_scale), (x.shape[-1],), jnp.float32)
             y = y * factors.astype(y.dtype)
-        return x + DropPath(self.drop_path)(y, train)
+        return materialized(x + DropPath(self.drop_path)(y, train))

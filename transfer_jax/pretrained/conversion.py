@@ -241,15 +241,16 @@ def _convert(path: str, shape: tuple[int, ...], tensors: Mapping[str, Array], la
     leaf = np.ascontiguousarray(leaf.astype(np.float32))
     if leaf.shape == shape:
         return leaf, Entry("adapted" if note else "loaded", path, name, shape, note)
+    other_channels = path in layout.input_kernels and leaf.shape[:-2] + leaf.shape[-1:] == shape[:-2] + shape[-1:]
     resize = next((function for pattern, function in layout.resized.items() if re.fullmatch(pattern, path)), None)
-    if path in layout.input_kernels and options.channels and leaf.shape[:-2] == shape[:-2]:
+    if other_channels and options.channels:
         note = f"{leaf.shape[-2]} input channels -> {shape[-2]} by {options.channels!r}"
         return adapt_channels(leaf, shape[-2], options.channels), Entry("adapted", path, name, shape, note)
     if resize is not None:
         note = f"{list(leaf.shape)} resized by {resize.__name__}"
         return resize(leaf, shape).astype(np.float32), Entry("adapted", path, name, shape, note)
     note = f"theirs has the shape {list(leaf.shape)} in our layout"
-    if path in layout.input_kernels:
+    if other_channels:
         note += "; set channels to 'sum', 'repeat' or 'mean'"
     if matches(options.allow_missing, path):
         return None, Entry("new", path, name, shape, note)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from transfer_jax.core.compilation import compiled
 from transfer_jax.core.members import over_members
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.models.model import Model
@@ -233,7 +234,7 @@ def compile_chunk(program: Program, members: int, active: frozenset[str]) -> Cal
 
         return over_members(steps, members, axes, program.members)(state, constants, feeds, seeds)
 
-    return jax.jit(chunk, donate_argnums=0)
+    return compiled(chunk, donate_argnums=0)
 
 
 def feed_axes(program: Program) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""ConvNeXt: the names of torchvision, timm, transformers and Keras."""
+"""ConvNeXt: the names of torchvision, timm and transformers."""
 
 from __future__ import annotations
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import itertools
 
 from transfer_jax.models.mobilenet_v1 import STAGES, MobileNetV1
-from transfer_jax.pretrained.rules.table import DEPTHWISE_HWCM, KERAS, TORCH, Layout, Naming, Op, Rule, rules
+from transfer_jax.pretrained.rules.table import (
+    DEPTHWISE_HWCM,
+    KERAS,
+    POINTWISE_HWIO,
+    TORCH,
+    Layout,
+    Naming,
+    Rule,
+    rules,
+)
 
 INPUT_KERNELS = ("stem/conv/kernel",)
 BLOCK = "stage{s}/block{b}"
 BLOCKS = [0, *itertools.accumulate(blocks for _, blocks in STAGES)]  # how many lie before each stage
-KERAS_POINTWISE = Op("1x1 convolution (1, 1, I, O) as a dense layer", lambda a: a.reshape(a.shape[2:]),
-                     lambda a: a[None, None])
 
 
 def _keras(depthwise: str) -> Layout:
@@ -23,7 +30,7 @@ def _keras(depthwise: str) -> Layout:
         Rule(f"{BLOCK}/depthwise/conv/kernel", unit("dw", f"/{depthwise}"), DEPTHWISE_HWCM),
         KERAS.norm(f"{BLOCK}/depthwise/bn", unit("dw", "_bn")),
         KERAS.conv(f"{BLOCK}/pointwise/conv", unit("pw")), KERAS.norm(f"{BLOCK}/pointwise/bn", unit("pw", "_bn")),
-        KERAS.dense("head/dense", "conv_preds", KERAS_POINTWISE),
+        KERAS.dense("head/dense", "conv_preds", POINTWISE_HWIO),
     ), input_kernels=INPUT_KERNELS, modules={
         "stem": "conv1_relu", **{f"stage{s}": f"conv_pw_{BLOCKS[s]}_relu" for s in range(1, len(STAGES) + 1)}})
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from transfer_jax.models.mobilenet_v3 import STAGES, MobileNetV3
-from transfer_jax.pretrained.rules.mobilenet_v1 import KERAS_POINTWISE
 from transfer_jax.pretrained.rules.mobilenet_v2 import timm_blocks
 from transfer_jax.pretrained.rules.table import (
     DEPTHWISE_HWCM,
     KERAS,
     POINTWISE,
+    POINTWISE_HWIO,
     TORCH,
     Layout,
     Naming,
@@ -95,8 +95,8 @@ def _keras(backbone: MobileNetV3, called: Mapping[str, str]) -> Layout:
         *(KERAS.norm(f"{BLOCK}/{kind}/bn", unit(kind + called["bn"])) for kind in ("expand", "depthwise", "project")),
         *(KERAS.conv(f"{BLOCK}/se/{part}", unit(called[part])) for part in ("reduce", "expand")),
         KERAS.conv("top/conv", called["top"]), KERAS.norm("top/bn", called["top_bn"]),
-        KERAS.dense("hidden", called["hidden"], KERAS_POINTWISE),
-        KERAS.dense("head/dense", called["head"], KERAS_POINTWISE),
+        KERAS.dense("hidden", called["hidden"], POINTWISE_HWIO),
+        KERAS.dense("head/dense", called["head"], POINTWISE_HWIO),
     ), input_kernels=INPUT_KERNELS, modules={f"stage{s}": last(s) for s in range(1, len(STAGES[backbone.size]) + 1)})
 
 

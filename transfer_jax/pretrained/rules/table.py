@@ -86,6 +86,8 @@ DEPTHWISE_HWCM = Op("depthwise (h, w, C, 1)", lambda a: a.reshape(*a.shape[:2], 
                     lambda a: a.reshape(*a.shape[:2], -1, 1))
 POINTWISE = Op("1x1 convolution as a dense layer", lambda a: a.reshape(a.shape[:2]).T,
                lambda a: a.T.reshape(*a.T.shape, 1, 1))  # (O, I, 1, 1) <-> (I, O)
+POINTWISE_HWIO = Op("1x1 convolution (1, 1, I, O) as a dense layer", lambda a: a.reshape(a.shape[2:]),
+                    lambda a: a[None, None])
 
 
 @dataclasses.dataclass(frozen=True)

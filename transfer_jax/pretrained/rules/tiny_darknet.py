@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 
 from transfer_jax.models.tiny_darknet import STAGES, TinyDarknet
-from transfer_jax.pretrained.rules.table import KERAS, Layout, Op, rules
+from transfer_jax.pretrained.rules.table import KERAS, POINTWISE_HWIO, Layout, rules
 
 BEFORE = (0, *itertools.accumulate(map(len, STAGES)))  # convolutions in front of each stage, and all of them
-POINTWISE = Op("1x1 convolution as a dense layer", lambda a: a.reshape(a.shape[2:]),
-               lambda a: a.reshape(1, 1, *a.shape))  # (1, 1, I, O) <-> (I, O)
 
 
 def keras(backbone: TinyDarknet) -> Layout:
@@ -20,7 +18,7 @@ def keras(backbone: TinyDarknet) -> Layout:
     return Layout(rules(
         KERAS.conv("stage{s}/conv{i}", lambda s, i: f"conv2d_{number(s, i)}"),
         KERAS.norm("stage{s}/bn{i}", lambda s, i: f"batch_normalization_{number(s, i)}"),
-        KERAS.dense("head/dense", f"conv2d_{last + 1}", POINTWISE),
+        KERAS.dense("head/dense", f"conv2d_{last + 1}", POINTWISE_HWIO),
     ), input_kernels=("stage1/conv1/kernel",),
         modules={f"stage{s}": f"leaky_re_lu_{before}" for s, before in enumerate(BEFORE[1:], 1)})
 

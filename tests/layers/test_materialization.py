@@ -1,0 +1,55 @@
+"""`materialized` changes no value and no gradient; it keeps programs of deep residual networks small."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transfer_jax.layers.materialization import materialized
+from transfer_jax.models import transformer
+from transfer_jax.models.transformer import TransformerBlock
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("first", [1.5, -1.5, 0.0, -0.0, np.inf, np.nan])
+def test_values_stay_bit_for_bit(dtype, first):
+    x = jnp.array([[first, 2.0], [-3.0, 4.0]], dtype)
+    assert jax.jit(materialized)(x).tobytes() == x.tobytes()
+
+
+def test_gradients_of_first_and_second_order_are_those_of_the_identity():
+    x = jnp.linspace(-1.0, 2.0, 6).reshape(2, 3)
+
+    def loss(x, through):
+        return jnp.sin(through(x) * x).sum()
+
+    for order in (jax.grad, lambda f: jax.grad(lambda x, through: jax.grad(f)(x, through).sum())):
+        np.testing.assert_allclose(order(loss)(x, materialized), order(loss)(x, lambda x: x), rtol=1e-6)
+
+
+def test_members_and_scans_see_the_identity():
+    x = jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)
+    np.testing.assert_array_equal(jax.vmap(materialized)(x), x)
+    _, rows = jax.lax.scan(lambda carry, row: (carry, materialized(row)), 0, x)
+    np.testing.assert_array_equal(rows, x)
+
+
+def _widest_fusion(depth):
+    """How many arrays the widest fusion reads in the gradient of a transformer."""
+    block, x = TransformerBlock(heads=2, mlp_width=32), jnp.ones((2, 5, 16))
+    variables = [block.init(jax.random.key(0), x, False)] * depth
+
+    def loss(variables):
+        return functools.reduce(lambda x, block_variables: block.apply(block_variables, x, True), variables, x).sum()
+
+    text = jax.jit(jax.grad(loss)).lower(variables).compile().as_text()
+    return max(body.count(" parameter(") for body in text.split("\n\n") if body.startswith("%fused"))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only programs for a CPU have these extra stores")
+def test_no_block_reads_what_all_later_blocks_sent(monkeypatch):
+    assert _widest_fusion(8) == _widest_fusion(4)
+    monkeypatch.setattr(transformer, "materialized", lambda x: x)
+    assert _widest_fusion(8) > _widest_fusion(4)
