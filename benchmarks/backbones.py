@@ -31,6 +31,7 @@ MODELS = ("resnet18", "resnet50", "mobilenet_v2", "vit_tiny", "bert")
 STEPS = ("forward", "frozen", "full")
 CLASSES, BATCHES, MOMENTUM, RATE = 10, 2, 0.9, 1e-3
 BERT = {"width": 384, "layers": 6, "heads": 12, "mlp_width": 1536}
+ARGUMENTS = {"bert": {**BERT, "dropout": 0.0}, "mobilenet_v2": {"dropout": 0.0}}  # of our backbones
 TEXT_LENGTH = 128
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "V100": 125e12}  # dense half precision, FLOP/s
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -66,10 +67,7 @@ def ours(job: dict[str, Any]) -> Callable[[int], None]:
     from transfer_jax.models import build_backbone, build_head
 
     dtype = jnp.dtype(job["dtype"])
-    arguments = {**BERT, "dropout": 0.0} if is_text(job["model"]) else {}
-    if job["model"] == "mobilenet_v2":
-        arguments = {"dropout": 0.0}
-    backbone = build_backbone(Component(kind=job["model"], **arguments), dtype)
+    backbone = build_backbone(Component(kind=job["model"], **ARGUMENTS.get(job["model"], {})), dtype)
     head = build_head(Component(kind="linear", classes=CLASSES), dtype)
     inputs, labels = map(jnp.asarray, examples(job))
     variables = jax.jit(lambda key, x: backbone.init(key, x))(jax.random.key(0), inputs[0])

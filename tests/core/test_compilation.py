@@ -17,9 +17,10 @@ def _forgotten():
 
 def test_compiled_computes_the_same_and_takes_over_donated_buffers():
     x = jnp.arange(6.0).reshape(2, 3)
+    expected = np.asarray(x) * 2 + 1
     run = compilation.compiled(lambda x, y: x * 2 + y, donate_argnums=0)
-    np.testing.assert_array_equal(run(x + 0, 1.0), x * 2 + 1)
-    assert (given := x + 0) is not None and run(given, 1.0) is not None and given.is_deleted()
+    np.testing.assert_array_equal(run(x, 1.0), expected)
+    assert x.is_deleted()
 
 
 def test_unknown_settings_are_left_out(monkeypatch):
@@ -33,5 +34,10 @@ def test_convolutions_stay_with_the_compiler_itself():
     def convolve(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    shapes = jnp.ones((2, 16, 16, 32)), jnp.ones((3, 3, 32, 32))
-    assert "__ynn" not in compilation.compiled(convolve).lower(*shapes).compile().as_text()
+    def program(function):
+        shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 16, 16, 32), (3, 3, 32, 32)))
+        return function.lower(*shapes).compile().as_text()
+
+    if "__ynn" not in program(jax.jit(convolve)):
+        pytest.skip("this version of the compiler keeps convolutions to itself anyway")
+    assert "__ynn" not in program(compilation.compiled(convolve))

@@ -134,6 +134,7 @@ def main() -> None:
     tree = {"block": {"0": {"kernel": TENSORS["weight"]}}, "scale": TENSORS["bfloat"]}
     (FILES / "model.msgpack").write_bytes(serialization.to_bytes(tree))
     orbax.PyTreeCheckpointer().save((FILES / "orbax").resolve(), tree)
+    (FILES / "orbax" / "commit_success.txt").unlink(missing_ok=True)  # it names a folder of this machine
 
 
 if __name__ == "__main__":

@@ -5,4 +5,4 @@ import pytest
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick(quick_compilation):
-    yield
+    """For all tests of this folder."""

@@ -171,6 +171,15 @@ def test_another_number_of_channels_is_adapted_by_name_only(tensors, method):
     assert [entry.ours for entry in report.of("adapted")] == ["conv/kernel"]
 
 
+def test_another_width_is_no_matter_of_channels(tensors):
+    tensors["body.stem.0.weight"] = np.concatenate([tensors["body.stem.0.weight"]] * 2)  # twice the features
+    for options in (Options(), Options(channels="mean")):
+        back, report = to_ours(tensors, Toy(), "torch_like", options=options)
+        fault, = report.of("mismatch")
+        assert fault.ours == "conv/kernel" and "conv/kernel" not in back
+        assert "[3, 3, 3, 8]" in fault.note and "channels" not in fault.note
+
+
 def test_channel_adaptations_keep_what_they_promise():
     kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 4)).astype(np.float32)
     grey = np.random.default_rng(1).normal(size=(1, 3, 3, 1)).astype(np.float32)

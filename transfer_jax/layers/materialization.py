@@ -21,8 +21,8 @@ materialized.defvjp(lambda x: (materialized(x), None), lambda _, cotangent: (mat
 
 
 def _stored(x: jax.Array) -> jax.Array:
-    """`x` behind a branch, which fusions do not cross. They do cross `optimization_barrier`, which is gone by then."""
-    width = 8 * x.dtype.itemsize
-    sign = jax.lax.bitcast_convert_type(x[(0,) * x.ndim], f"uint{width}") >> (width - 1)
-    always = (sign | 1) == 1  # true for every x, which the compiler does not see through
-    return jax.lax.cond(always, lambda x: x, jnp.negative, x)
+    """`x` behind a branch, which fusions do not cross. The barrier hides from the compiler that it always goes the same way.
+
+    A barrier around `x` alone would not do: it is gone before the compiler fuses.
+    """
+    return jax.lax.cond(jax.lax.optimization_barrier(True), lambda x: x, jnp.negative, x)
