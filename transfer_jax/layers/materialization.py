@@ -21,7 +21,7 @@ materialized.defvjp(lambda x: (materialized(x), None), lambda _, cotangent: (mat
 
 
 def _stored(x: jax.Array) -> jax.Array:
-    """`x` behind a branch, which fusions do not cross. The barrier hides from the compiler that it always goes the same way.
+    """`x` behind a branch, which fusions do not cross; the barrier hides from the compiler that it goes one way only.
 
     A barrier around `x` alone would not do: it is gone before the compiler fuses.
     """
