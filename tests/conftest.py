@@ -56,9 +56,14 @@ def torch():
     return pytest.importorskip("torch", reason="compares with PyTorch, which is not installed here")
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """A few small steps do not repay an optimising compiler: its passes would take most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture(scope="module", autouse=True)
+def compilation():
+    """A few small steps do not repay an optimising compiler: its passes would take most of the time.
+
+    Tests of layers and of bits that must be equal put a fixture of this name in its place: they run what users run.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # processes that a test starts
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
-from tiny_experiment import command, config, read_json, write_config
+from tiny_experiment import command, config, process, read_json, write_config
 
 CLASSES = ("one", "two", "zero")  # as sorted names; the digit of each:
 DIGITS = {"one": 1, "two": 2, "zero": 0}
@@ -60,7 +60,8 @@ def runs(own_data):
     """Workdirs of the same training on the three forms of data, by name."""
     for kind in sources(own_data):
         path = write_config(own_data / f"config_{kind}", experiment(own_data, kind))
-        done = command("train", "--config", path, "--workdir", own_data / kind)
+        run = process if kind == "folder" else command
+        done = run("train", "--config", path, "--workdir", own_data / kind)
         assert done.returncode == 0, done.stderr
         assert "report.html" in done.stdout and "accuracy" in done.stdout
     return {kind: own_data / kind for kind in sources(own_data)}

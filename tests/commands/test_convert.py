@@ -1,14 +1,11 @@
 """The command convert from file to file and back; faults are one sentence."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
-from tiny_experiment import command, read_json
+from tiny_experiment import command, process, read_json
 
-from transfer_jax import command_line
-from transfer_jax.convert import main
 from transfer_jax.core.spec import Component
 from transfer_jax.models import build_backbone
 from transfer_jax.pretrained.conversion import leaf_shapes, published_head, to_foreign
@@ -42,7 +39,7 @@ def published(tmp_path_factory, tensors):
 def exported(tmp_path_factory, published):
     """The same as a model/ folder, converted by the command."""
     folder = tmp_path_factory.mktemp("exported") / "model"
-    done = command("convert", "--source", published, "--model", "cifar_resnet8:form=pytorch", "--check", "--output",
+    done = process("convert", "--source", published, "--model", "cifar_resnet8:form=pytorch", "--check", "--output",
                    folder)
     assert done.returncode == 0, done.stderr
     assert f"written: {folder} (transfer_jax)" in done.stdout
@@ -50,17 +47,10 @@ def exported(tmp_path_factory, published):
     return folder
 
 
-@pytest.fixture
-def convert(monkeypatch, capsys):
-    """The command in this process: (exit code, stdout, stderr)."""
-    def run(*flags):
-        monkeypatch.setattr(sys, "argv", ["convert", *map(str, flags)])
-        with pytest.raises(SystemExit) as ended:
-            command_line.run(main)
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
-
-    return run
+def convert(*flags):
+    """(exit code, stdout, stderr) of the command."""
+    done = command("convert", *flags)
+    return done.returncode, done.stdout, done.stderr
 
 
 def same(found, expected):
@@ -77,14 +67,14 @@ def test_the_folder_describes_the_model(exported):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz"])
-def test_the_way_back_gives_the_same_tensors(suffix, exported, tensors, tmp_path, convert):
+def test_the_way_back_gives_the_same_tensors(suffix, exported, tensors, tmp_path):
     path = tmp_path / f"back{suffix}"
     code, said, _ = convert("--source", exported, "--layout", "akamaster", "--output", path)
     assert code == 0 and f"written: {path} (akamaster)" in said
     same(read_tensors(path).tensors, tensors)
 
 
-def test_from_one_foreign_file_to_another(published, tensors, tmp_path, convert):
+def test_from_one_foreign_file_to_another(published, tensors, tmp_path):
     """And the second over the first, with --overwrite."""
     path = tmp_path / "[new] folder" / "bare.safetensors"  # brackets are no markup
     for more in ((), ("--overwrite",)):
@@ -94,7 +84,7 @@ def test_from_one_foreign_file_to_another(published, tensors, tmp_path, convert)
     same(read_tensors(path).tensors, tensors)
 
 
-def test_class_names_beside_a_network_of_tensorflow_js(tmp_path, convert):
+def test_class_names_beside_a_network_of_tensorflow_js(tmp_path):
     """A list that goes on with classes unknown to the network is cut, as Darknet's are."""
     source, tensors = tmp_path / "web", random_tensors("doodlenet", "keras", 3)
     source.mkdir()
@@ -112,7 +102,7 @@ def test_class_names_beside_a_network_of_tensorflow_js(tmp_path, convert):
     same(read_tensors(tmp_path / "back.npz").tensors, tensors)
 
 
-def test_sound_goes_there_and_back(tmp_path, convert):
+def test_sound_goes_there_and_back(tmp_path):
     tensors = random_tensors("crepe_tiny", "keras")
     write_tensors(tmp_path / "crepe.npz", tensors)
     for flags in (("crepe.npz", "--model", "crepe_tiny", "--output", tmp_path / "model"),
@@ -152,7 +142,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_one_sentence(fault, published, exported, tmp_path, convert):
+def test_faults_are_one_sentence(fault, published, exported, tmp_path):
     (tmp_path / "folder.npz").mkdir()
     (tmp_path / "file").write_text("kept")
     places = {"published": published, "exported": exported, "new": tmp_path / "new", "folder": tmp_path / "folder",

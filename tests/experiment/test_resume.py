@@ -25,6 +25,11 @@ CHANGES = {
 STAGES = ("pretrain", "finetune")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compilation():
+    """The compiler's own settings: bits are compared, of programs as users run them."""
+
+
 def without_head(values):
     """Two stages are enough here."""
     return {**values, "stages": {stage: values["stages"][stage] for stage in STAGES}}

@@ -1,44 +1,26 @@
 """Whatever the user gets wrong is one clear sentence on stderr and exit code 2, without a traceback."""
 
-import contextlib
-import io
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_experiment import command, config, read_json, write_config
-
-from transfer_jax import command_line, evaluate, predict, report, sweep, train
-
-MAINS = {"train": train.main, "evaluate": evaluate.main, "predict": predict.main, "report": report.main,
-         "sweep": sweep.main}
+from tiny_experiment import command, config, process, read_json, write_config
 
 
-def run_here(name, *flags, monkeypatch):
-    """(exit code, stdout, stderr) of a command run in this process."""
-    monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-        command_line.run(MAINS[name])
-    return ended.value.code, out.getvalue(), err.getvalue()
-
-
-def assert_one_sentence(code, err, *parts):
-    assert code == 2, err
+def assert_one_sentence(done, *parts):
+    err = done.stderr
+    assert done.returncode == 2, err
     assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err, err
     for part in parts:
         assert part in err, err
 
 
 @pytest.fixture
-def fails(tmp_path, digits_file, monkeypatch):
+def fails(tmp_path, digits_file):
     """A function: config changes, flags -> stderr of `train`, which must fail with one sentence."""
     def run(changes, *parts, flags=()):
         path = write_config(tmp_path / "config", config(digits_file, changes))
-        code, _, err = run_here("train", "--config", path, "--workdir", tmp_path / "run", "--quiet", *flags,
-                                monkeypatch=monkeypatch)
-        assert_one_sentence(code, err, *parts)
+        done = command("train", "--config", path, "--workdir", tmp_path / "run", "--quiet", *flags)
+        assert_one_sentence(done, *parts)
         assert not (tmp_path / "run" / "checkpoints").exists(), "every fault shows before the first stage trains"
 
     return run
@@ -168,9 +150,8 @@ def test_faulty_image_folders_are_named(tmp_path, digits_file, monkeypatch, faul
     changes = on_folder(folder)
     del changes["stages.finetune"]
     path = write_config(tmp_path, config(digits_file, changes))
-    code, _, err = run_here("train", "--config", path, "--workdir", tmp_path / "run", "--quiet",
-                            monkeypatch=monkeypatch)
-    assert_one_sentence(code, err, named)
+    done = command("train", "--config", path, "--workdir", tmp_path / "run", "--quiet")
+    assert_one_sentence(done, named)
 
 
 @pytest.mark.parametrize("storage", ["device", "host"])
@@ -182,7 +163,7 @@ def test_bad_images_are_skipped_when_asked_and_counted_in_the_report(tmp_path, d
     values = config(digits_file, changes)
     values["stages"] = {"pretrain": values["stages"]["pretrain"]}
     path = write_config(tmp_path, values)
-    train.main(["--config", str(path), "--workdir", str(tmp_path / "run"), "--quiet"])
+    assert command("train", "--config", path, "--workdir", tmp_path / "run", "--quiet").returncode == 0
     assert read_json(tmp_path / "run" / "stages.json")["pretrain"]["skipped_examples"] == {"train": 1, "test": 1}
     assert "skipped" in (tmp_path / "run" / "report.md").read_text()
 
@@ -199,44 +180,44 @@ def test_bad_images_are_skipped_when_asked_and_counted_in_the_report(tmp_path, d
 ])
 def test_faulty_commands_are_one_sentence(tmp_path, monkeypatch, name, flags, parts):
     monkeypatch.chdir(tmp_path)
-    code, _, err = run_here(name, *flags, monkeypatch=monkeypatch)
-    assert_one_sentence(code, err, *parts)
+    done = command(name, *flags)
+    assert_one_sentence(done, *parts)
     assert not any(tmp_path.iterdir()), "a faulty command leaves nothing behind"
 
 
-def test_nan_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, digits_file, monkeypatch):
+def test_nan_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, digits_file):
     values = config(digits_file, {"stages.head.optimizer": {"kind": "sgd"}})
     values["stages"] = {"pretrain": values["stages"]["pretrain"], "head": values["stages"]["head"]}
     values["stages"]["head"] |= {"lr": 1e38, "steps": 40, "schedule": {"kind": "constant"}, "warmup_steps": 0}
     path = write_config(tmp_path, values)
     flags = ("--config", path, "--workdir", tmp_path / "run", "--quiet", "--config.checkpoint_every=1")
-    code, _, err = run_here("train", *flags, monkeypatch=monkeypatch)
-    assert_one_sentence(code, err, "'digits' became NaN or infinite at step")
-    step = int(err.split("at step ")[1].split()[0])
+    done = command("train", *flags)
+    assert_one_sentence(done, "'digits' became NaN or infinite at step")
+    step = int(done.stderr.split("at step ")[1].split()[0])
     kept = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints" / "head").iterdir())
     assert kept and kept[-1] == step - 1
     before = {file: file.read_bytes() for file in (tmp_path / "run" / "checkpoints").rglob("*") if file.is_file()}
-    again = run_here("train", *flags, monkeypatch=monkeypatch)
-    assert again[0] == code and again[2].splitlines()[-1] == err.strip()
+    again = command("train", *flags)
+    assert (again.returncode, again.stderr.splitlines()[-1]) == (2, done.stderr.strip())
     assert before == {file: file.read_bytes() for file in (tmp_path / "run" / "checkpoints").rglob("*")
                       if file.is_file()}
 
 
 def test_a_real_process_says_the_same_and_debug_shows_the_traceback(tmp_path, digits_file):
     path = write_config(tmp_path, config(digits_file, {"chekpoint_every": 1}))
-    done = command("train", "--config", path, "--workdir", tmp_path / "run")
-    assert_one_sentence(done.returncode, done.stderr, "did you mean 'checkpoint_every'?")
+    done = process("train", "--config", path, "--workdir", tmp_path / "run")
+    assert_one_sentence(done, "did you mean 'checkpoint_every'?")
     assert done.stdout == ""
-    shown = command("train", "--config", path, "--workdir", tmp_path / "run", "--debug")
+    shown = process("train", "--config", path, "--workdir", tmp_path / "run", "--debug")
     assert shown.returncode != 0 and "Traceback" in shown.stderr and "UserError" in shown.stderr
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")  # the very point of it
-def test_bad_parameters_are_never_saved(tmp_path, digits_file, monkeypatch):
+def test_bad_parameters_are_never_saved(tmp_path, digits_file):
     """The first update makes infinite parameters, whose loss would be seen only at the second."""
     changes = {"stages.pretrain.lr": 1e39, "stages.pretrain.optimizer": {"kind": "sgd"}, "checkpoint_every": 1}
     path = write_config(tmp_path, config(digits_file, changes))
     flags = ("--config", path, "--workdir", tmp_path / "run", "--quiet")
-    code, _, err = run_here("train", *flags, monkeypatch=monkeypatch)
-    assert_one_sentence(code, err, "stage 'pretrain': the parameter ", "became NaN or infinite by step 1;")
+    done = command("train", *flags)
+    assert_one_sentence(done, "stage 'pretrain': the parameter ", "became NaN or infinite by step 1;")
     assert not (tmp_path / "run" / "checkpoints").exists()

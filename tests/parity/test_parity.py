@@ -22,7 +22,6 @@ def test_live(name, request):
     assert proof.worst <= CASES[name].tolerance, proof
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", SMALLEST)
 def test_golden_outputs(name):
     """What the original said when the committed script asked it."""

@@ -14,6 +14,11 @@ from transfer_jax.training.step import compile_chunk
 STEPS = 20
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compilation():
+    """The compiler's own settings: bits are compared, of programs as users run them."""
+
+
 def by_hand(spec, optimizer, steps=STEPS, clip=None):
     """Losses and parameters of plain jitted training on the very batches of the stream."""
     ready, state, _, feeds, seeds, _ = start(spec)

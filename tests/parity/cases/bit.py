@@ -23,12 +23,13 @@ def _transformers(name: str) -> Any:
 
 
 def _case(name: str, layout: str, original: Any, **more: Any) -> Case:
+    """Larger members train in float64: in float32 one ReLU of millions beside its kink moves a gradient by 1e-3."""
     taps = {"stem": "stem", **{f"stage{i}": f"stages.{i - 1}" for i in range(1, 5)}}
     if layout == "transformers":
         taps = {"stem": "bit.embedder", **{f"stage{i}": f"bit.encoder.stages.{i - 1}" for i in range(1, 5)}}
     return Case(name, layout, functools.partial(original, name), taps,
                 ("conv1/kernel", "stage2/block0/conv2/kernel", "head/dense/kernel"),
-                gains={".*/norm3/(scale|bias)": 0.2}, **more)
+                gains={".*/norm3/(scale|bias)": 0.2}, exact=name != "bit_resnet50", **more)
 
 
 CASES = [*(_case(name, "timm", _timm, smallest=name == "bit_resnet50") for name in SIZES),
