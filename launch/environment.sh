@@ -26,7 +26,7 @@ install_requirements() {
   stamp=$(cat requirements*.txt | cksum | tr ' ' '-')
   if [ ! -f ".venv/installed-$file-$stamp" ]; then
     echo "installing $file into .venv ..."
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r "$file"
     touch ".venv/installed-$file-$stamp"
   fi
 }

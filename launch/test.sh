@@ -10,8 +10,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_originals() {
   local torchvision=.venv/installed-torchvision-0.28.0
   if [ ! -f "$torchvision" ]; then
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile torch==2.13.0
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps torchvision==0.28.0
     touch "$torchvision"
   fi
   install_requirements requirements-parity.txt

@@ -74,7 +74,7 @@ def test_sentence_similarities(golden, taps):
 def test_a_longer_padding_changes_nothing(encoder, tokens, taps):
     backbone, leaves = encoder
     longer = {name: np.pad(part, ((0, 0), (0, 12))) for name, part in tokens.items()}
-    again = backbone.apply({"params": unflatten(leaves)}, longer)["pooled"]
+    again = jax.jit(backbone.apply)({"params": unflatten(leaves)}, longer)["pooled"]
     assert error(again, taps["pooled"]) < TOLERANCE
 
 
@@ -83,7 +83,7 @@ def test_stacked_blocks_give_the_same(encoder, tokens, taps):
     stacked = backbone.clone(scan=True)
     leaves = load(PretrainedSpec(source=str(minilm.weights_folder())), stacked).leaves
     assert leaves["blocks/mlp/fc1/kernel"].shape == (minilm.LAYERS, 384, 1536)
-    again = stacked.apply({"params": unflatten(leaves)}, tokens)
+    again = jax.jit(stacked.apply)({"params": unflatten(leaves)}, tokens)
     assert set(again) == set(taps)
     assert max(error(again[name], taps[name]) for name in STATES) < TOLERANCE
 

@@ -114,7 +114,7 @@ def test_a_dense_block_keeps_its_input_and_recomputation_changes_nothing():
     outputs, gradients = [], []
     for remat in (False, True):
         block = DenseBlock(2, 4, DENSENET_FORMS["pytorch"], remat, jnp.float32)
-        variables = block.init(jax.random.key(1), x, False)
+        variables = jax.jit(block.init, static_argnums=2)(jax.random.key(1), x, False)
 
         def loss(params, block=block, variables=variables):
             y, _ = block.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])

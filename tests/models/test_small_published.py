@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.applying import applied, drawn
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component
 from transfer_jax.models import build_backbone
@@ -74,7 +75,7 @@ def test_dropout_acts_in_training_only():
     for kind, shape in (("doodlenet", (1, 28, 28, 1)), ("crepe_tiny", (1, 1024))):
         module = build_backbone(Component(kind=kind))
         x = jax.random.normal(jax.random.key(0), shape)
-        variables = jax.jit(module.init)(jax.random.key(1), x)
+        variables = drawn(module, x)
 
         @jax.jit
         def run(seed, module=module, variables=variables, x=x):
@@ -83,7 +84,7 @@ def test_dropout_acts_in_training_only():
             return found["pooled"]
 
         assert not np.array_equal(run(2), run(3))
-        module.apply(variables, x)  # needs no rng
+        applied(module, variables, x)  # needs no rng
 
 
 @pytest.mark.parametrize(("samples", "tap"), [(5, "block1"), (13, "block2"), (253, None), (253, "block6")])

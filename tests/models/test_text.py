@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.applying import applied, drawn
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.core.spec import Component
 from transfer_jax.models import build_backbone
 from transfer_jax.models.blocks import stack_blocks
 from transfer_jax.models.text import pool_tokens, unit_length
+from transfer_jax.pretrained.conversion import leaf_shapes
 
 TINY = {"vocabulary": 50, "width": 16, "layers": 3, "heads": 2, "mlp_width": 32, "positions": 12}
 KINDS = ["bert", "roberta", "distilbert", "minilm", "gpt2", "clip_text_b32"]
@@ -24,15 +26,6 @@ def tiny(kind, **arguments):
 
 def tokens(rows=2, length=7):
     return np.random.default_rng(0).integers(2, 50, (rows, length)).astype(np.int32)
-
-
-def drawn(module, x):
-    """Variables away from their initial values, so that no part is silent."""
-    variables = module.init(jax.random.key(0), x)
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(tree, [leaf + 0.3 * jax.random.normal(key, leaf.shape)
-                                     for leaf, key in zip(leaves, keys, strict=True)])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,12 +53,12 @@ def test_padding_and_what_is_there_do_not_matter(kind):
     longer = np.concatenate([x, np.full((2, 3), padding, np.int32)], 1)
     mask = np.arange(10) < 7
     variables = drawn(module, x)
-    short = module.apply(variables, x)
-    long = module.apply(variables, {"tokens": longer, "mask": np.broadcast_to(mask, longer.shape)})
+    short = applied(module, variables, x)
+    long = applied(module, variables, {"tokens": longer, "mask": np.broadcast_to(mask, longer.shape)})
     np.testing.assert_allclose(long["tokens"][:, :7], short["tokens"], atol=2e-5)
     np.testing.assert_allclose(long["pooled"], short["pooled"], atol=2e-5)
     if kind not in ("gpt2", "clip_text_b32"):  # these have no token of padding
-        np.testing.assert_allclose(module.apply(variables, longer)["pooled"], short["pooled"], atol=2e-5)
+        np.testing.assert_allclose(applied(module, variables, longer)["pooled"], short["pooled"], atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "clip_text_b32"])
@@ -73,7 +66,7 @@ def test_a_token_sees_only_those_before_it(kind):
     module, x = tiny(kind), tokens()
     variables, other = drawn(module, x), x.copy()
     other[:, 4] = (x[:, 4] + 1) % 49
-    before, after = (module.apply(variables, given)["tokens"] for given in (x, other))
+    before, after = (applied(module, variables, given)["tokens"] for given in (x, other))
     np.testing.assert_allclose(before[:, :4], after[:, :4], atol=1e-6)
     assert np.abs(before[:, 4:] - after[:, 4:]).max(-1).min() > 1e-3
 
@@ -102,9 +95,10 @@ def test_stacked_and_recomputed_blocks_are_the_same_function(kind):
 def test_dropout_needs_training():
     module, x = tiny("bert", dropout=0.5), tokens()
     variables = drawn(module, x)
-    one, two = (module.apply(variables, x, train=True, rngs={"dropout": jax.random.key(i)})["pooled"] for i in (0, 1))
+    one, two = (applied(module, variables, x, train=True, rngs={"dropout": jax.random.key(seed)})["pooled"]
+                for seed in (0, 1))
     assert np.abs(one - two).max() > 0.01
-    np.testing.assert_array_equal(module.apply(variables, x)["pooled"], module.apply(variables, x)["pooled"])
+    np.testing.assert_array_equal(applied(module, variables, x)["pooled"], applied(module, variables, x)["pooled"])
 
 
 def test_half_precision_keeps_parameters_and_is_close():
@@ -112,20 +106,20 @@ def test_half_precision_keeps_parameters_and_is_close():
     module = tiny("bert")
     half = module.clone(dtype=jnp.bfloat16)
     variables = drawn(module, x)
-    taps = half.apply(variables, x)
+    taps = applied(half, variables, x)
     assert all(tap.dtype == jnp.bfloat16 for tap in taps.values())
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half.init(jax.random.key(0), x)))
-    np.testing.assert_allclose(taps["pooled"].astype(jnp.float32), module.apply(variables, x)["pooled"], atol=0.1)
+    assert all(leaf.dtype == jnp.float32 for leaf in leaf_shapes(half, None, x).values())
+    np.testing.assert_allclose(taps["pooled"].astype(jnp.float32), applied(module, variables, x)["pooled"], atol=0.1)
 
 
 def test_scores_of_the_next_token_share_the_table_of_words():
     module, x = tiny("gpt2", token_logits=True), tokens()
     variables = drawn(module, x)
-    taps = module.apply(variables, x)
-    assert list(taps)[-3:] == ["tokens", "logits", "pooled"]
+    taps = applied(module, variables, x)
+    assert module.tap_names[-3:] == ("tokens", "logits", "pooled") and set(taps) == set(module.tap_names)
     table = variables["params"]["word"]["embedding"]
     np.testing.assert_allclose(taps["logits"], taps["tokens"] @ table.T, rtol=1e-4, atol=1e-4)
-    assert "pooled" not in tiny("gpt2", token_logits=True, until="logits").apply(variables, x)
+    assert "pooled" not in applied(tiny("gpt2", token_logits=True, until="logits"), variables, x)
 
 
 def test_pooling():

@@ -1,5 +1,6 @@
 """The archives of vit_jax and big_vision: round trips, wrappers, and timm's own reader of them as an oracle."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -41,7 +42,7 @@ def drawn(backbone):
 def run(backbone, head, leaves, image):
     parts = [{"params": unflatten({path.removeprefix(HEAD): leaf for path, leaf in leaves.items()
                                    if path.startswith(HEAD) == own})} for own in (False, True)]
-    taps = backbone.apply(parts[0], image)
+    taps = jax.jit(backbone.apply)(parts[0], image)
     return taps, head.apply(parts[1], taps)
 
 
