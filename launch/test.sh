@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What:    runs the checks of the project: ruff, then the test suite. With --parity it also installs torch, torchvision,
-#          timm, transformers and keras and compares every family with its original, live: the smallest member of each;
-#          with --parity --all every member (hours of work for two cores, and 16 GB of memory).
+#          timm, transformers and keras and compares every family with its original, live: one of the smallest members
+#          of each; with --parity --all every member in every layout (hours of work for two cores, and 16 GB of memory).
 # Needs:   Python >= 3.11 and a package index. For --parity about 3 GB of disk (more where torch comes with CUDA).
 # Command: bash launch/test.sh [--parity [--all]] [pytest options]
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

@@ -12,7 +12,8 @@ backbones = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(backbones)
 
 
-@pytest.mark.parametrize(("model", "step"), [("vit_tiny", "frozen"), ("mobilenet_v2", "full"), ("bert", "forward")])
+@pytest.mark.parametrize(("model", "step"), [("resnet18", "full"), ("mobilenet_v2", "frozen"), ("vit_tiny", "forward"),
+                                           ("bert", "forward")])
 def test_our_side_runs(model, step):
     run = backbones.ours({"model": model, "step": step, "batch": 2, "size": 32, "dtype": "float32"})
     run(2)

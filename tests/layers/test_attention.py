@@ -23,8 +23,11 @@ def some_mask(queries=T, keys=S):
 
 
 def value_and_gradients(function, q, k, v, cotangent):
-    y, pull = jax.vjp(function, q, k, v)
-    return (y, *pull(cotangent.astype(y.dtype)))
+    def run(q, k, v, cotangent):
+        y, pull = jax.vjp(function, q, k, v)
+        return (y, *pull(cotangent.astype(y.dtype)))
+
+    return jax.jit(run)(q, k, v, cotangent)
 
 
 @pytest.mark.parametrize("extra", ["nothing", "mask", "bias", "causal", "scale", "mask and bias"])
@@ -33,8 +36,7 @@ def test_equals_torch_in_value_and_gradients(extra, torch):
     mask = some_mask() if "mask" in extra else None
     bias = jax.random.normal(jax.random.key(3), (1, H, T, S)) if "bias" in extra else None
     scale = 0.3 if extra == "scale" else None
-    ours = jax.jit(lambda q, k, v, g: value_and_gradients(
-        lambda *a: attention(*a, mask, bias, extra == "causal", scale), q, k, v, g))(q, k, v, g)
+    ours = value_and_gradients(lambda *a: attention(*a, mask, bias, extra == "causal", scale), q, k, v, g)
 
     added = None
     if mask is not None or bias is not None:
@@ -127,7 +129,7 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean():
     layer, plain = SelfAttention(3, dropout=0.5), SelfAttention(3)
     variables = layer.init(jax.random.key(1), x)
     np.testing.assert_array_equal(layer.apply(variables, x), plain.apply(variables, x))
-    draws = jax.vmap(lambda key: layer.apply(variables, x, train=True, rngs={"dropout": key}))(
+    draws = jax.jit(jax.vmap(lambda key: layer.apply(variables, x, train=True, rngs={"dropout": key})))(
         jax.random.split(jax.random.key(2), 4000))
     assert float(draws.std(0).min()) > 1e-3
     np.testing.assert_allclose(draws.mean(0), plain.apply(variables, x), atol=0.06)

@@ -102,7 +102,8 @@ def test_many_members_and_members_of_members():
     together = jax.jit(jax.vmap(jax.vmap(one)))(x, k)
     flat = jax.jit(jax.vmap(one))(x.reshape(10, *x.shape[2:]), k.reshape(10, *k.shape[2:]))  # 10: the looped form
     close(together, jax.tree.map(lambda a: a.reshape(2, 5, *a.shape[1:]), flat))
-    single = [one(x[i, j], k[i, j]) for i, j in itertools.product(range(2), range(5))]
+    alone = jax.jit(one)
+    single = [alone(x[i, j], k[i, j]) for i, j in itertools.product(range(2), range(5))]
     close(flat, jax.tree.map(lambda *leaves: jnp.stack(leaves), *single))
 
 
@@ -110,6 +111,7 @@ def test_many_members_and_members_of_members():
 def test_descent_inside_a_loop_equals_descent_outside(groups):
     x, k = operands((8, 8), 8, 8, (3, 3), groups, members=(2,))
 
+    @jax.jit
     def step(k):
         def loss(k, x):
             return jnp.square(jax.checkpoint(lambda x, k: convolve(x, k, groups=groups))(x, k)).mean()
@@ -132,7 +134,7 @@ def test_second_derivative_equals_flax(groups):
     def penalty(conv):  # the gradient penalty of a critic: a gradient of a gradient to the input
         def value(x, k):
             return jnp.square(jax.grad(lambda x: jnp.tanh(conv(x, k)).sum())(x)).sum()
-        return jax.grad(value, (0, 1))(x, k)
+        return jax.jit(jax.grad(value, (0, 1)))(x, k)
 
     ours = penalty(lambda x, k: convolve(x, k, groups=groups))
     close(ours, penalty(lambda x, k: reference(x, k, (1, 1), "SAME", groups)), 1e-4)
@@ -154,11 +156,11 @@ def test_module_has_the_parameters_of_flax(kernel_size, use_bias):
     x = jnp.ones((2, 8, 8, 3))
     size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
     ours, flax = Conv(4, kernel_size, 2, use_bias=use_bias), nn.Conv(4, size, 2, use_bias=use_bias)
-    a, b = ours.init(jax.random.key(1), x), flax.init(jax.random.key(1), x)
+    a, b = (jax.jit(layer.init)(jax.random.key(1), x) for layer in (ours, flax))
     assert jax.tree.structure(a) == jax.tree.structure(b)
     assert all(bool((p == q).all()) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-    close(ours.apply(a, x), flax.apply(b, x))
-    assert Conv(4, dtype=jnp.bfloat16).apply(Conv(4).init(jax.random.key(0), x), x).dtype == jnp.bfloat16
+    close(jax.jit(ours.apply)(a, x), jax.jit(flax.apply)(b, x))
+    assert jax.eval_shape(ours.clone(dtype=jnp.bfloat16).apply, a, x).dtype == jnp.bfloat16
 
 
 def test_empty_batch_and_geometry():
