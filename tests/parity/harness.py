@@ -154,10 +154,10 @@ class Ours:
 
     def run(self, leaves: Mapping[str, Any], inputs: Any, train: bool) -> tuple[Any, Any, Any]:
         """(taps, logits, moved statistics by path)."""
-        taps, moved = _apply(self.module, _part(leaves, ""), train, inputs)
+        taps, moved = _apply(self.module, variables_of(leaves, ""), train, inputs)
         if self.head is None:
             return taps, taps["pooled"], moved
-        logits, more = _apply(self.head, _part(leaves, HEAD), train, taps)
+        logits, more = _apply(self.head, variables_of(leaves, HEAD), train, taps)
         return taps, logits, moved | {HEAD + path: leaf for path, leaf in more.items()}
 
     def evaluate(self, inputs: Any) -> tuple[dict[str, Any], Any]:
@@ -191,7 +191,8 @@ def _doubled(tree: Any) -> Any:
     return jax.tree.map(double, tree)
 
 
-def _part(leaves: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def variables_of(leaves: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The variables of the backbone, or with the prefix HEAD of the head, among leaves by path."""
     own = {path.removeprefix(HEAD): leaf for path, leaf in leaves.items() if path.startswith(HEAD) == bool(prefix)}
     statistics = {path: leaf for path, leaf in own.items() if path.rpartition("/")[2] in STATISTICS}
     params = {path: leaf for path, leaf in own.items() if path not in statistics}

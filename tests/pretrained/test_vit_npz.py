@@ -4,10 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from tests.parity.harness import draw
+from tests.parity.harness import draw, variables_of
 from tests.parity.oracle import framework
 from transfer_jax.core.errors import UserError
-from transfer_jax.core.paths import unflatten
 from transfer_jax.core.spec import Component
 from transfer_jax.models import build_backbone
 from transfer_jax.pretrained.conversion import (
@@ -40,10 +39,8 @@ def drawn(backbone):
 
 
 def run(backbone, head, leaves, image):
-    parts = [{"params": unflatten({path.removeprefix(HEAD): leaf for path, leaf in leaves.items()
-                                   if path.startswith(HEAD) == own})} for own in (False, True)]
-    taps = jax.jit(backbone.apply)(parts[0], image)
-    return taps, head.apply(parts[1], taps)
+    taps = jax.jit(backbone.apply)(variables_of(leaves), image)
+    return taps, head.apply(variables_of(leaves, HEAD), taps)
 
 
 @pytest.mark.parametrize(("layout", "arguments"), CASES)

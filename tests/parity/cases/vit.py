@@ -80,9 +80,9 @@ def _output(output: Any) -> Any:
 
 DEIT, DINO = ("tiny", "small", "base"), ("small", "base", "large")
 CASES = [
+    *(_of_timm("vit", f"vit_{size}", size, smallest=size == "tiny") for size in SIZES),
     _of_torchvision("base", "vit_b_16", 16, smallest=True), _of_torchvision("large", "vit_l_16", 16),
     _of_torchvision("base", "vit_b_32", 32, name="vit_base_32"),
-    *(_of_timm("vit", f"vit_{size}", size, smallest=size == "tiny") for size in SIZES),
     _of_timm("vit", "vit_tiny", "tiny", name="vit_tiny_mean", set={"global_pool": "avg", "fc_norm": False},
              arguments={"pool": "mean"}),
     _of_timm("vit", "vit_tiny", "tiny", name="vit_tiny_map", smallest=True, arguments={"pool": "map",
