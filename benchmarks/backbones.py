@@ -109,8 +109,9 @@ def ours(job: dict[str, Any]) -> Callable[[int], None]:
     constants = {name: part for name, part in params.items() if name not in trained}
     holder = {"state": (trained, jax.tree.map(jnp.zeros_like, trained), stats)}
 
-    def run(count: int) -> None:
+    def run(count: int) -> Any:
         holder["state"] = jax.block_until_ready(chunk(holder["state"], constants, jnp.int32(count)))
+        return holder["state"]
 
     return run
 

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,11 +13,10 @@ backbones = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(backbones)
 
 
-@pytest.mark.parametrize(("model", "step"), [("resnet18", "full"), ("mobilenet_v2", "frozen"), ("vit_tiny", "forward"),
-                                           ("bert", "forward")])
+@pytest.mark.parametrize(("model", "step"), [("vit_tiny", "frozen"), ("mobilenet_v2", "full"), ("bert", "forward")])
 def test_our_side_runs(model, step):
     run = backbones.ours({"model": model, "step": step, "batch": 2, "size": 32, "dtype": "float32"})
-    run(2)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run(2)))
 
 
 def test_the_summary_takes_ratios_round_by_round():

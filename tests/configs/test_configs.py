@@ -28,7 +28,6 @@ def short(values):
     values = plain(values)
     values["seeds"] = values.get("seeds", (0,))[:1]
     values["log_every"], values["eval_batch_size"] = 1, 16
-    values["stages"] = distinct(values["stages"], values.get("export"))
     for stage in values["stages"].values():
         for duration in ("epochs", "examples", "eval_every", "warmup_steps"):
             stage.pop(duration, None)
@@ -43,16 +42,6 @@ def short(values):
         if not {"labels_per_class", "per_class"} & set(spec):
             spec["split"] = re.sub(r"(\w+)(\[[^]]*\])?$", r"\1[:24]", spec.get("split", "train"))
     return build(ExperimentSpec, values)
-
-
-def distinct(stages, exported):
-    """Of stages that differ in numbers alone (of labels, say) the first; what is exported; what these start from."""
-    firsts = {re.sub(r"\d+", "#", f"{name} {stage}"): name for name, stage in reversed(stages.items())}
-    wanted = {*firsts.values(), exported}
-    for name in reversed(stages):
-        if name in wanted:
-            wanted.add(stages[name].get("init"))
-    return {name: stage for name, stage in stages.items() if name in wanted}
 
 
 @pytest.fixture(scope="module")
