@@ -7,7 +7,6 @@ import copy
 import importlib
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -141,10 +140,10 @@ def arguments(command: str, *flags: Any) -> list[str]:
     return [sys.executable, "-m", f"transfer_jax.{command}", *map(str, flags)]
 
 
-def process(name: str, *flags: Any, **environment: str) -> subprocess.CompletedProcess:
+def process(name: str, *flags: Any) -> subprocess.CompletedProcess:
     """Runs one of our commands as a process of its own; output as text."""
     return subprocess.run(arguments(name, *flags), capture_output=True, text=True, cwd=ROOT, timeout=300,
-                          env={**os.environ, **environment}, check=False)
+                          check=False)
 
 
 def command(name: str, *flags: Any) -> subprocess.CompletedProcess:
