@@ -39,6 +39,17 @@ def test_alternating_updates_move_their_own_groups(digits_file):
     assert both.metrics["second"][0, 0] < both.metrics["first"][0, 0]
 
 
+def test_metrics_bear_their_own_names_with_several_updates_and_clipping(digits_file):
+    updates = ({"terms": {"z": DIGITS}, "groups": ("head",)},
+               {"terms": {"a": {**DIGITS, "weight": 3.0}}, "groups": ("body",)})
+    stage = {**TWO_GROUPS, "optimizer": SGD, "lr": 1e-6, "objective": {"updates": updates}, "steps": 2,
+             "clip_norm": 1e-3}
+    found = trained(single(digits_file, stage)).metrics
+    np.testing.assert_allclose(found["a"], found["z"], rtol=1e-4)  # hardly moved: the same loss of the same batch
+    np.testing.assert_allclose(found["loss"], 3 * found["a"], rtol=1e-6)  # of the last update
+    assert (found["gradient_norm"] < found["loss"]).all()
+
+
 def test_the_optimizer_of_a_group_counts_its_own_updates(digits_file):
     updates = ({"terms": {"a": DIGITS}, "groups": ("head",), "repeats": 2},
                {"terms": {"b": DIGITS}, "groups": ("body",)})

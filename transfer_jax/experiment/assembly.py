@@ -111,6 +111,11 @@ class Assembly:
                     inputs[backbone] = jax.ShapeDtypeStruct((1, *shape), dtype)
         return inputs
 
+    @functools.cached_property
+    def variable_shapes(self) -> Any:
+        """Shapes and dtypes of all variables of the model, of one seed."""
+        return jax.eval_shape(lambda key: self.model.init(key, self.example_inputs), jax.random.key(0))
+
 
 def as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)

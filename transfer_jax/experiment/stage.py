@@ -77,7 +77,6 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
              for update in spec.objective.ordered]
     terms = [term for _, found in bound for term in found]
     shapes = _shapes(assembly, bound)
-    variables = _model_shapes(assembly)
     renew(shapes, shapes, spec.new, where)  # its patterns must match
     parts = split(assembly, spec, terms, shapes, where) if terms else \
         Partition(dict.fromkeys(shapes, "frozen"), {})
@@ -89,7 +88,7 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
         updates=tuple(_bind_update(update, found, parts, assembly, f"{where}.objective") for update, found in bound),
         partition=parts,
         optimizer=functools.partial(make_optimizer, parts, defaults, steps, depths(assembly, shapes)),
-        total_steps=steps, norm_paths=assembly.model.norm_paths(variables), mesh=assembly.mesh,
+        total_steps=steps, norm_paths=assembly.model.norm_paths(assembly.variable_shapes), mesh=assembly.mesh,
         clip_norm=spec.clip_norm, accumulate=spec.accumulate, joint_forward=spec.joint_forward,
         stored_norms=spec.batch_norm == "stored", ema_decay=spec.ema.decay if spec.ema else None,
         ema_warmup=spec.ema.warmup if spec.ema else True, log_every=assembly.spec.log_every,
@@ -99,12 +98,8 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
     return ReadyStage(name, spec, program, defaults, shapes, keeps_start)
 
 
-def _model_shapes(assembly: Assembly) -> Any:
-    return jax.eval_shape(lambda key: assembly.model.init(key, assembly.example_inputs), jax.random.key(0))
-
-
 def _shapes(assembly: Assembly, bound: list[tuple[UpdateSpec, list[Term]]]) -> dict[str, Any]:
-    shapes = dict(flatten(_model_shapes(assembly)["params"]))
+    shapes = dict(flatten(assembly.variable_shapes["params"]))
     for update, terms in bound:
         for term in terms if update.combine.kind in COMBINATION_PARAMETERS else ():
             shapes[f"{COMBINING}/{term.name}"] = jax.ShapeDtypeStruct((), jnp.float32)

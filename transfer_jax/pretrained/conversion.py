@@ -6,6 +6,7 @@ Leaves have flat paths without collection ('stage1/block0/bn1/mean'); those of t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -67,16 +68,18 @@ def whole(backbone: Backbone) -> Backbone:
 def leaf_shapes(backbone: Backbone, head: nn.Module | None = None, example: Any = None) -> dict[str, Any]:
     """Shape and dtype of every leaf, for inputs like `example` (default: those the family was published with)."""
     example = backbone.example if example is None else example
-    key = jax.random.key(0)
+    leaves, tree = jax.tree.flatten(example)
+    return dict(_leaf_shapes(backbone, head, tree, tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)))
 
-    def zeros(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
 
+@functools.lru_cache(maxsize=64)  # a conversion asks for the same shapes again and again, and tracing takes seconds
+def _leaf_shapes(backbone: Backbone, head: nn.Module | None, tree: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
     def draw(key: jax.Array) -> Any:
-        taps, variables = backbone.init_with_output({"params": key, "dropout": key}, zeros(example), train=False)
+        example = jax.tree.unflatten(tree, [jnp.zeros(leaf.shape, leaf.dtype) for leaf in inputs])
+        taps, variables = backbone.init_with_output({"params": key, "dropout": key}, example, train=False)
         return variables, head.init({"params": key, "dropout": key}, taps, train=False) if head is not None else {}
 
-    parts = jax.eval_shape(draw, key)
+    parts = jax.eval_shape(draw, jax.random.key(0))
     return {prefix + path: leaf for prefix, variables in zip(("", HEAD), parts, strict=True)
             for collection in ("params", "batch_stats")
             for path, leaf in flatten(variables.get(collection, {})).items()}

@@ -6,6 +6,7 @@ many steps per dispatch, for all seeds.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,9 +45,9 @@ class Update:
         return tuple(dict.fromkeys(stream for term in self.terms for stream in term.spec.roles.values()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
-    """All that is static about the training of a stage."""
+    """All that is static about the training of a stage. Programs compare by identity."""
 
     model: Model
     streams: Mapping[str, Any]
@@ -65,6 +66,16 @@ class Program:
     log_every: int = 50
     members: str = "auto"  # see `over_members`
 
+    @functools.cached_property
+    def _traced(self) -> dict[frozenset[str], Callable]:
+        return {}
+
+    def moved(self, active: frozenset[str]) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+        """`_moved` of this program, traced once for the names of its metrics and for the step."""
+        if active not in self._traced:
+            self._traced[active] = jax.jit(functools.partial(_moved, self, active), inline=True)
+        return self._traced[active]
+
     def frozen_norms(self, active: frozenset[str]) -> frozenset[str]:
         if self.stored_norms:
             return frozenset(self.norm_paths)
@@ -81,9 +92,9 @@ def init_state(program: Program, trainable: Flat, batch_stats: Any, rates: Flat,
 def metric_names(program: Program, state: State, constants: Constants, feeds: Any, seeds: Any) -> list[str]:
     """Names of the metrics of a step, in the order of `State.sums`; arguments are those of one seed."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    _, metrics = jax.eval_shape(lambda *a: _moved(program, program.partition.active(program.total_steps), *a),
-                                state, constants, feeds, seeds, step)
-    return list(metrics)
+    moved = program.moved(program.partition.active(program.total_steps))
+    _, metrics = jax.eval_shape(moved, state, constants, feeds, seeds, step)
+    return sorted(metrics)
 
 
 def train_step(program: Program, active: frozenset[str], state: State, constants: Constants, feeds: Any,
@@ -97,8 +108,8 @@ def train_step(program: Program, active: frozenset[str], state: State, constants
       seeds: {'data': uint32 for the order of examples and augmentation, 'step': uint32 for dropout and the like}.
       step: int32 scalar, counted from the stage's start.
     """
-    new, metrics = _moved(program, active, state, constants, feeds, seeds, step)
-    values = jnp.stack([jnp.asarray(value, jnp.float32) for value in metrics.values()])
+    new, metrics = program.moved(active)(state, constants, feeds, seeds, step)
+    values = jnp.stack([jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)])
     finite = jnp.isfinite(values)
     fresh = (state.bad[0] < 0) & ~finite.all()
     bad = jnp.where(fresh, jnp.stack([step, jnp.argmin(finite).astype(jnp.int32)]), state.bad)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -235,10 +236,25 @@ class _Events:
 
     def _writer(self, run: str) -> Any:
         if run not in self._writers:
-            from tensorboardX import SummaryWriter  # slow to import, and not needed by those who only read
             folder = self._folder / run
             # Files of one run are read in the order of their names: the count keeps two of the same second apart.
             count = len(list(folder.glob("events.out.tfevents.*")))
-            self._writers[run] = SummaryWriter(str(folder), purge_step=self._purge.pop(run, None),
-                                               filename_suffix=f".{count:04d}", flush_secs=10)
+            self._writers[run] = _summary_writer()(str(folder), purge_step=self._purge.pop(run, None),
+                                                   filename_suffix=f".{count:04d}", flush_secs=10)
         return self._writers[run]
+
+
+def _summary_writer() -> type:
+    """tensorboardX's writer, without PyTorch: it imports that where it can, for seconds, and we never give it tensors.
+
+    Imported at the first use, because those who only read need none.
+    """
+    if "torch" in sys.modules:
+        from tensorboardX import SummaryWriter
+        return SummaryWriter
+    sys.modules["torch"] = None  # an import of it fails as if it were not installed
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        del sys.modules["torch"]
+    return SummaryWriter
