@@ -12,12 +12,12 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image, ImageDraw
 
+from transfer_jax.core.compilation import compiled
 from transfer_jax.core.paths import unflatten
 from transfer_jax.core.spec import Component
 from transfer_jax.data import StreamSpec, preprocessing
@@ -32,6 +32,12 @@ from transfer_jax.pretrained.roundtrip import check_round_trip
 DATA = Path(os.environ.get("TRANSFER_JAX_DATA") or Path(__file__).parents[3] / "shared" / "data").expanduser()
 pytestmark = pytest.mark.skipif(not (DATA / "weights").is_dir(),
                                 reason=f"the folder of real weights is absent ({DATA}); set TRANSFER_JAX_DATA to it")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation():
+    """The compiler's own settings: thousands of images repay them."""
+
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +83,7 @@ def answers(weights, inputs, batch=100):
         return {"params": unflatten({path: leaf for path, leaf in own.items() if path not in moving}),
                 "batch_stats": unflatten({path: own[path] for path in moving})}
 
-    @jax.jit
+    @compiled
     def run(below, above, x):
         return head.apply(above, backbone.apply(below, x))
 
