@@ -24,7 +24,7 @@ from transfer_jax.core.spec import build, plain
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec
-from transfer_jax.experiment.stage import ReadyStage, fresh_variables, objective_parameters, prepare
+from transfer_jax.experiment.stage import ReadyStage, added_parameters, fresh_variables, prepare
 from transfer_jax.training.interruption import StopRequest
 from transfer_jax.training.loop import Cadence, Hooks, train
 from transfer_jax.training.mesh import replicate
@@ -86,7 +86,7 @@ def start(spec: ExperimentSpec, stage: str = "only", variables: Any = None) -> t
     assembly = Assembly(spec)
     ready = prepare(assembly, stage)
     params, stats = variables or fresh_variables(assembly)
-    params = {**params, **objective_parameters(ready, assembly.members)}
+    params = {**params, **added_parameters(ready, params, spec.seeds)}
     streams = ready.program.streams
     feeds = {name: feed for name in streams if (feed := assembly.feed(name)) is not None}
     seeds = ready.seeds(spec.seeds)

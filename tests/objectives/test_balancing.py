@@ -104,7 +104,7 @@ def test_pcgrad_is_a_pure_function_of_its_key_and_the_order_matters():
 
 def test_registered_terms_name_known_quantities_and_have_defaults_for_users():
     known = {"logits", "labels", "label_probs", "weights", "features", "parameters", "initial_parameters",
-             "apply_head", "progress", "key"}
+             "apply_head", "progress", "key", "start_logits", "start_features"}
     for name, term in TERMS.items():
         for parameter in inspect.signature(term).parameters.values():
             if parameter.kind is parameter.KEYWORD_ONLY:

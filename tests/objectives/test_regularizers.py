@@ -7,8 +7,8 @@ import pytest
 import scipy.stats
 
 from transfer_jax.core.errors import UserError
+from transfer_jax.objectives import batch_spectral_shrinkage, l2_norm, l2_to_start
 from transfer_jax.objectives import entropy as eager_entropy
-from transfer_jax.objectives import l2_norm, l2_to_start
 
 RNG = np.random.default_rng(1)
 entropy = jax.jit(eager_entropy, static_argnames="diversity")
@@ -73,3 +73,33 @@ def test_entropy_descends_to_confident_predictions_and_ignores_padding():
     np.testing.assert_allclose(entropy(logits, weights, diversity=1.0),
                                entropy(logits[:4], jnp.ones(4), diversity=1.0), rtol=1e-5)
     assert np.isfinite(jax.grad(lambda z: entropy(z, weights, diversity=1.0))(logits * 1e4)).all()
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_spectral_shrinkage_is_the_sum_of_the_smallest_squared_singular_values(shape, count):
+    features = RNG.normal(size=shape)
+    singular = np.linalg.svd(features)[1]
+    found = batch_spectral_shrinkage(jnp.asarray(features, jnp.float32), strength=0.1, count=count)
+    np.testing.assert_allclose(found, 0.1 * np.square(singular[-count:]).sum(), rtol=1e-3)
+
+
+def test_the_gradient_of_spectral_shrinkage_is_right_and_exists_at_equal_singular_values():
+    def slope(features, direction):
+        ends = [np.square(np.linalg.svd(features + s * direction)[1][-2:]).sum() for s in (1e-5, -1e-5)]
+        return (ends[0] - ends[1]) / 2e-5
+
+    features, direction = RNG.normal(size=(9, 4)), RNG.normal(size=(9, 4))
+    gradient = jax.grad(lambda f: batch_spectral_shrinkage(f, strength=1.0, count=2))
+    np.testing.assert_allclose((gradient(jnp.asarray(features, jnp.float32)) * direction).sum(),
+                               slope(features, direction), rtol=1e-3)
+    same = gradient(jnp.eye(6, 4))
+    assert np.isfinite(same).all() and np.abs(same).sum() > 0
+    lower = features - 0.1 * np.asarray(gradient(jnp.asarray(features, jnp.float32)))
+    assert np.linalg.svd(lower)[1][-1] < np.linalg.svd(features)[1][-1]
+
+
+@pytest.mark.parametrize(("shape", "count"), [((2, 3, 3, 4), 1), ((4, 3), 4), ((4, 3), 0)])
+def test_spectral_shrinkage_says_what_it_needs(shape, count):
+    with pytest.raises(UserError, match="needs vectors"):
+        batch_spectral_shrinkage(jnp.ones(shape), count=count)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component
 from transfer_jax.params.optimizer_tree import (
     GroupDefaults,
@@ -69,11 +70,37 @@ def kernels(tree):
     (Component(kind="adamw", b2=0.99), 0.05, optax.adamw(0.1, b2=0.99, weight_decay=0.05, mask=kernels)),
     (Component(kind="lamb"), 0.01, optax.lamb(0.1, weight_decay=0.01, mask=kernels)),
     (Component(kind="lion"), 0.01, optax.lion(0.1, weight_decay=0.01, mask=kernels)),
+    (Component(kind="prodigy", d0=1e-3), 0.0, optax.contrib.prodigy(0.1, estim_lr0=1e-3)),
+    (Component(kind="dadapt_adam"), 0.0, optax.contrib.dadapt_adamw(0.1)),
 ])
 def test_five_steps_equal_optax(component, decay, reference):
     found, *_ = engine(((".*", "all"),), {"all": GroupSpec()}, defaults(optimizer=component, weight_decay=decay))
     for path, leaf in by_hand(reference, list(SHAPES)).items():
         np.testing.assert_allclose(found[path], leaf, rtol=1e-6, atol=1e-7, err_msg=path)
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
+@pytest.mark.parametrize("kind", ["prodigy", "dadapt_adam"])
+def test_optimizers_without_a_rate_find_their_step_at_every_scale(kind, scale):
+    goal = scale * jnp.arange(1.0, 5.0)
+    parts = partition(["w"], ((".*", "all"),), {"all": GroupSpec()})
+    base = defaults(optimizer=Component(kind=kind), lr=1.0, schedule=Component(kind="cosine"))
+    optimizer = make_optimizer(parts, base, 400, {"w": 0}, {"all": 1.0})
+
+    def step(carry, _):
+        params, state = carry
+        grads = {"w": (params["w"] - goal) / scale}
+        return apply_groups(optimizer, grads, state, params, parts, frozenset({"all"})), None
+
+    params = {"w": jnp.zeros(4)}
+    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), None, 400)
+    np.testing.assert_allclose(params["w"], goal, rtol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["prodigy", "dadapt_adam"])
+def test_they_take_no_decay_that_they_could_not_mask(kind):
+    with pytest.raises(UserError, match="takes no weight_decay"):
+        engine(((".*", "all"),), {"all": GroupSpec()}, defaults(optimizer=Component(kind=kind), weight_decay=0.1))
 
 
 def test_each_group_has_its_own_optimizer_rate_and_decay():

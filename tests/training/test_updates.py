@@ -132,6 +132,20 @@ def test_l2_to_the_start_is_zero_at_the_start_and_holds_back(digits_file):
     assert distance(found) < 0.7 * distance(free)
 
 
+@pytest.mark.parametrize("term", [{"kind": "distillation", "head": "digits"},
+                                  {"kind": "features_to_start", "alpha": 1.0}], ids=lambda term: term["kind"])
+def test_what_the_model_said_at_the_start_holds_it_back(digits_file, term):
+    stage, norm = {"steps": 10, "lr": 0.01, "batch_norm": "stored"}, {"model.backbones.backbone.norm": "batch"}
+    held, free = (trained(single(digits_file, {**stage, "objective": {"terms": {
+        "digits": DIGITS, "start": {**term, "stream": "train", "weight": weight}}}}, norm)).metrics
+                  for weight in (10.0, 0.0))
+    np.testing.assert_allclose(held["start"][0], 0, atol=1e-6)  # stored statistics: nothing has moved yet
+    assert 0 < held["start"][-1, 0] < 0.5 * free["start"][-1, 0]
+    again = trained(single(digits_file, {**stage, "batch_norm": "follow", "steps": 2, "objective": {"terms": {
+        "digits": DIGITS, "start": {**term, "stream": "train"}}}}, norm)).metrics
+    assert again["start"][0, 0] > 0  # the start runs on its stored statistics, the model on those of the batch
+
+
 @pytest.mark.parametrize("members", [1, 2])
 def test_nan_stops_with_step_and_term(digits_file, members):
     stage = {"optimizer": SGD, "lr": 1e30, "steps": 20}

@@ -151,11 +151,12 @@ def check_names(spec: ExperimentSpec) -> None:
 
 
 def _check_stage(spec: ExperimentSpec, where: str, stage: StageSpec, before: list[str]) -> None:
-    if stage.init not in ("fresh", "random", "previous") and not stage.init.startswith("checkpoint:"):
-        _known("stage", stage.init, [*before, "fresh", "random", "previous", "checkpoint:WORKDIR"], f"{where}.init")
-    source = before[-1] if stage.init == "previous" and before else stage.init
-    if stage.select == "best" and source in before and spec.stages[source].best is None:
-        raise UserError(f"{where}.select is 'best', but stage {source!r} keeps no best parameters; set its 'best'")
+    for init in stage.sources:
+        if init not in ("fresh", "random", "previous") and not init.startswith("checkpoint:"):
+            _known("stage", init, [*before, "fresh", "random", "previous", "checkpoint:WORKDIR"], f"{where}.init")
+        source = before[-1] if init == "previous" and before else init
+        if stage.select == "best" and source in before and spec.stages[source].best is None:
+            raise UserError(f"{where}.select is 'best', but stage {source!r} keeps no best parameters; set its 'best'")
     for stream in stage.objective.streams():
         _known("stream", stream, spec.streams, f"{where}.objective")
     for update in stage.objective.ordered:

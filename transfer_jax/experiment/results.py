@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.evaluation.evaluator import Scores
 from transfer_jax.experiment.spec import BestSpec, ExperimentSpec, StageSpec
 from transfer_jax.experiment.workdir import Workdir
+from transfer_jax.params.peft import PeftSpec, merged
 from transfer_jax.training.state import Constants, Flat, State
 from transfer_jax.training.step import averaged_variables
 
@@ -44,13 +45,38 @@ def variables_of(tree: Mapping[str, Any], select: str, average: bool, where: str
     return {**frozen, **state["trainable"]}, state["batch_stats"]
 
 
+def weighted(found: Sequence[tuple[Flat, Any]], weights: Sequence[float]) -> tuple[Flat, Any]:
+    """The weighted sum of parameters and statistics of several sources; a single source is returned as it is.
+
+    Only parameters that all sources have are summed: weights of loss terms belong to one stage.
+    """
+    if len(found) == 1:
+        return found[0]
+    common = [{path: params[path] for path in found[0][0] if all(path in other for other, _ in found)}
+              for params, _ in found]
+    trees = [(params, stats) for params, (_, stats) in zip(common, found, strict=True)]
+
+    def total(*leaves: Any) -> jax.Array:
+        return sum(weight * jnp.asarray(leaf) for weight, leaf in zip(weights, leaves, strict=True))
+
+    return jax.tree.map(total, *trees)
+
+
 def stage_result(workdir: Workdir, spec: ExperimentSpec, stage: str, select: str, step: int | None = None) -> Any:
     """Parameters and statistics that a finished stage left in its checkpoint."""
     found = workdir.checkpoints(stage).restore(step=step)
     if found is None:
         raise UserError(f"{workdir.path} has no checkpoint of stage {stage!r}; run it first")
     ema = spec.stages[stage].ema
-    return variables_of(found[1], select, bool(ema and ema.use), f"stage {stage!r}")
+    variables = variables_of(found[1], select, bool(ema and ema.use), f"stage {stage!r}")
+    return with_peft(spec.stages[stage].peft, variables)
+
+
+def with_peft(specs: Mapping[str, PeftSpec], variables: tuple[Flat, Any]) -> tuple[Flat, Any]:
+    """The variables of the plain model: leaves of `peft` worked into the layers that they change."""
+    if not specs:
+        return variables
+    return jax.jit(jax.vmap(lambda params: merged(specs, params)))(variables[0]), variables[1]
 
 
 def from_checkpoint(reference: str, select: str, shapes: Mapping[str, Any], stats: Any, members: int,

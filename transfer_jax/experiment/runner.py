@@ -22,7 +22,7 @@ from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.evaluators import Evaluators, labelled
 from transfer_jax.experiment.pretraining import with_pretrained
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
-from transfer_jax.experiment.stage import ReadyStage, fresh_variables, objective_parameters, prepare, renew, total_steps
+from transfer_jax.experiment.stage import ReadyStage, added_parameters, fresh_variables, prepare, renew, total_steps
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.training.interruption import Interrupted, StopRequest
 from transfer_jax.training.loop import Cadence, Hooks, train
@@ -83,24 +83,30 @@ class Runner:
 
     def start_variables(self, stage: StageSpec, ready: ReadyStage, before: str | None) -> tuple[Flat, Any]:
         """Parameters and statistics at the stage's start, with a member axis."""
-        members = self.assembly.members
+        random, where = self.random[0], f"config.stages.{ready.name}"
+        previous = {"previous": before or "fresh"}
+        found = [self._source(stage, previous.get(init, init), ready) for init in stage.sources]
+        params, stats = results.weighted(found, list(stage.sources.values()))
+        params = {path: jnp.asarray(params[path]) for path in random}
+        params = renew(params, random, stage.new, where)
+        params |= added_parameters(ready, params, self.spec.seeds)
+        return params, jax.tree.map(jnp.asarray, stats)
+
+    def _source(self, stage: StageSpec, init: str, ready: ReadyStage) -> tuple[Flat, Any]:
+        """Parameters and statistics that one word of `init` names."""
         random, random_stats = self.random
         where = f"config.stages.{ready.name}"
-        init = stage.init if stage.init != "previous" else (before or "fresh")
         if init in ("fresh", "random"):
-            params, stats = self.fresh if init == "fresh" else self.random
-        elif init.startswith("checkpoint:"):
+            return self.fresh if init == "fresh" else self.random
+        if init.startswith("checkpoint:"):
             skipped = frozenset(path for path, leaf in renew(random, dict.fromkeys(random), stage.new, where).items()
                                 if leaf is None)
-            shapes = {path: leaf for path, leaf in ready.shapes.items() if not path.startswith("objective/")}
+            shapes = {path: leaf for path, leaf in ready.shapes.items() if path in random}
             one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), random_stats)
-            params, stats = results.from_checkpoint(init.partition(":")[2], stage.select, shapes, one, members, skipped)
-            params = {**{path: random[path] for path in skipped}, **params}
-        else:
-            params, stats = self.result(init, stage.select)
-        params = {path: jnp.asarray(params[path]) for path in random}
-        params = {**renew(params, random, stage.new, where), **objective_parameters(ready, members)}
-        return params, jax.tree.map(jnp.asarray, stats)
+            params, stats = results.from_checkpoint(init.partition(":")[2], stage.select, shapes, one,
+                                                    self.assembly.members, skipped)
+            return {**{path: random[path] for path in skipped}, **params}, stats
+        return self.result(init, stage.select)
 
     def result(self, stage: str, select: str) -> tuple[Flat, Any]:
         """What an earlier stage left: from memory, or from its checkpoint."""
@@ -124,7 +130,7 @@ class StageRun:
         self.groups = self.ready.table()  # made here so that a faulty optimizer or schedule shows before training
         self.checkpoints = runner.workdir.checkpoints(name, runner.spec.keep_checkpoints, progress.message)
         self.best: dict[str, Any] = {}
-        self.constants = Constants({}, {}, {})
+        self.constants = Constants({}, {}, {}, {})
         self.seconds = 0.0
         self.averaged = bool(self.spec.ema and self.spec.ema.use)
         self.measured: set[int] = set()  # steps whose scores an earlier process has logged
@@ -243,7 +249,7 @@ class StageRun:
                         f"gives {', '.join(sorted({key for s in found.values() for key in s.metrics}))}")
 
     def _scores(self, variables: tuple[Flat, Any], examples: bool = False) -> dict[str, Scores]:
-        return self.runner.evaluators.scores(self.spec, *variables, examples)
+        return self.runner.evaluators.scores(self.spec, *results.with_peft(self.spec.peft, variables), examples)
 
     def _finish(self, state: State) -> None:
         runner, steps = self.runner, self.ready.program.total_steps
@@ -253,7 +259,7 @@ class StageRun:
             found = self._scores(results.variables_of(tree, "best", False, self.name))
             rows += self._rows(found, "oracle" if self.spec.best.oracle else "best")
         self._save(steps, state)
-        runner.keep(self.name, self._variables(state, self.averaged))
+        runner.keep(self.name, results.with_peft(self.spec.peft, self._variables(state, self.averaged)))
         runner.workdir.finish(self.name, self._info(), rows)
 
     def _rows(self, found: Mapping[str, Scores], selection: str, predictions: bool = False) -> list[dict[str, Any]]:

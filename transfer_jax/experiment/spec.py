@@ -11,6 +11,7 @@ from transfer_jax.data.spec import StreamSpec
 from transfer_jax.models.model import ModelSpec
 from transfer_jax.objectives.spec import ObjectiveSpec
 from transfer_jax.params.partition import GroupSpec
+from transfer_jax.params.peft import PeftSpec
 from transfer_jax.pretrained.loading import PretrainedSpec
 from transfer_jax.tasks import TaskSpec
 
@@ -37,10 +38,13 @@ class StageSpec(Spec):
 
     title: str = ""
     tags: dict[str, str | int | float] = {}
-    init: str = "previous"  # previous | fresh | random | the name of an earlier stage | checkpoint:WORKDIR[@stage]
+    # previous, fresh, random, the name of an earlier stage, checkpoint:WORKDIR[@stage]; or {name: weight}, the mean of
+    # several, statistics of norms included: WiSE-FT (Wortsman et al. 2022), model soups, task arithmetic
+    init: str | dict[str, float] = "previous"
     select: Literal["last", "best"] = "last"  # which parameters of the stage named by `init`
     new: tuple[str, ...] = ()  # regexes of parameters to initialise afresh, for example "heads/digits/.*"
     objective: ObjectiveSpec = ObjectiveSpec()
+    peft: dict[str, PeftSpec] = {}  # new leaves peft/<name>/... that change layers, in this order
     partition: tuple[tuple[str, str], ...] = ((".*", "all"),)
     groups: dict[str, GroupSpec] = {}
     steps: int | None = Field(default=None, ge=0)
@@ -66,6 +70,18 @@ class StageSpec(Spec):
     @classmethod
     def _pairs(cls, value: object) -> object:
         return tuple(tuple(rule) for rule in value) if isinstance(value, list | tuple) else value
+
+    @field_validator("init")
+    @classmethod
+    def _mean(cls, init: str | dict[str, float]) -> str | dict[str, float]:
+        if not isinstance(init, str) and abs(sum(init.values()) - 1) > 1e-6:
+            raise ValueError(f"the weights of init sum to {sum(init.values()):g}; a mean needs a sum of 1")
+        return init
+
+    @property
+    def sources(self) -> dict[str, float]:
+        """Where parameters come from -> its weight."""
+        return {self.init: 1.0} if isinstance(self.init, str) else dict(self.init)
 
     @model_validator(mode="after")
     def _consistent(self) -> StageSpec:

@@ -25,6 +25,7 @@ from transfer_jax.objectives.spec import UpdateSpec
 from transfer_jax.objectives.wiring import Term, make_terms
 from transfer_jax.params.optimizer_tree import GroupDefaults, group_table, make_optimizer, peak_rates
 from transfer_jax.params.partition import Partition, partition
+from transfer_jax.params.peft import PREFIX, new_leaves
 from transfer_jax.training.state import Constants, Flat, State
 from transfer_jax.training.step import Program, Update, init_state
 
@@ -40,7 +41,7 @@ class ReadyStage:
     program: Program
     defaults: GroupDefaults
     shapes: Mapping[str, Any]  # every parameter of the stage, of one seed
-    keeps_start: bool  # a term compares with the parameters at the stage's start
+    keeps_start: bool  # a term compares with the model at the stage's start
 
     def table(self) -> list[dict[str, Any]]:
         """The group table; see `group_table`."""
@@ -57,8 +58,8 @@ class ReadyStage:
         begin = jax.vmap(lambda t, s, r: init_state(self.program, t, s, r, metrics), axis_size=members)
         state = jax.jit(begin)(trainable, batch_stats, rates)
         # The start must not share buffers with the state, which the step donates.
-        initial = jax.tree.map(jnp.copy, trainable) if self.keeps_start else {}
-        return state, Constants(frozen, initial, rates)
+        initial, stats = jax.tree.map(jnp.copy, (trainable, batch_stats)) if self.keeps_start else ({}, {})
+        return state, Constants(frozen, initial, stats, rates)
 
     def seeds(self, seeds: tuple[int, ...]) -> dict[str, Any]:
         """Numbers that decide every draw of the stage, uint32 [S]: see `train_step`."""
@@ -76,7 +77,7 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
     bound = [(update, make_terms(update, assembly.spec.tasks, f"{where}.objective"))
              for update in spec.objective.ordered]
     terms = [term for _, found in bound for term in found]
-    shapes = _shapes(assembly, bound)
+    shapes = _shapes(assembly, spec, bound, where)
     renew(shapes, shapes, spec.new, where)  # its patterns must match
     parts = split(assembly, spec, terms, shapes, where) if terms else \
         Partition(dict.fromkeys(shapes, "frozen"), {})
@@ -86,7 +87,7 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
     program = Program(
         model=assembly.model, streams=streams,
         updates=tuple(_bind_update(update, found, parts, assembly, f"{where}.objective") for update, found in bound),
-        partition=parts,
+        partition=parts, peft=spec.peft,
         optimizer=functools.partial(make_optimizer, parts, defaults, steps, depths(assembly, shapes)),
         total_steps=steps, norm_paths=assembly.model.norm_paths(assembly.variable_shapes), mesh=assembly.mesh,
         clip_norm=spec.clip_norm, accumulate=spec.accumulate, joint_forward=spec.joint_forward,
@@ -94,16 +95,32 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
         ema_warmup=spec.ema.warmup if spec.ema else True, log_every=assembly.spec.log_every,
         members=assembly.spec.members)
     _check_batches(program, where)
-    keeps_start = any("initial_parameters" in term.parameters_needed for term in terms)
-    return ReadyStage(name, spec, program, defaults, shapes, keeps_start)
+    return ReadyStage(name, spec, program, defaults, shapes, any(term.needs_start for term in terms))
 
 
-def _shapes(assembly: Assembly, bound: list[tuple[UpdateSpec, list[Term]]]) -> dict[str, Any]:
+def _shapes(assembly: Assembly, spec: StageSpec, bound: list[tuple[UpdateSpec, list[Term]]],
+            where: str) -> dict[str, Any]:
     shapes = dict(flatten(assembly.variable_shapes["params"]))
+    for name, backbone in assembly.model.backbones.items() if spec.peft else ():
+        if getattr(backbone, "scan", False):
+            raise UserError(f"{where}.peft: the backbone {name!r} stacks its blocks, so that one module stands for "
+                            f"all of them; set scan=False")
+    shapes |= jax.eval_shape(lambda seed: new_leaves(spec.peft, _zeros(shapes), seed, f"{where}.peft"), np.uint32(0))
     for update, terms in bound:
         for term in terms if update.combine.kind in COMBINATION_PARAMETERS else ():
             shapes[f"{COMBINING}/{term.name}"] = jax.ShapeDtypeStruct((), jnp.float32)
     return shapes
+
+
+def _zeros(shapes: Mapping[str, Any]) -> Flat:
+    return {path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in shapes.items()}
+
+
+def added_parameters(ready: ReadyStage, params: Flat, seeds: tuple[int, ...]) -> Flat:
+    """What the stage adds to the model's parameters `params` [S, ...]: weights of terms and leaves of `peft`."""
+    draw = jax.jit(jax.vmap(lambda leaves, seed: new_leaves(ready.spec.peft, leaves, seed)))
+    added = draw(params, ready.seeds(seeds)["step"]) if ready.spec.peft else {}
+    return {**objective_parameters(ready, len(seeds)), **added}
 
 
 def objective_parameters(ready: ReadyStage, members: int) -> Flat:
@@ -121,7 +138,8 @@ def split(assembly: Assembly, spec: StageSpec, terms: list[Term], shapes: Mappin
     heads = {f"heads/{term.head}" for term in terms if term.head}
     backbones = {backbone for stream in spec.objective.streams()
                  for backbone in assembly.spec.streams[stream].inputs}
-    used = [path for path in shapes if path.startswith(tuple(f"{part}/" for part in heads | backbones | {"objective"}))]
+    running = tuple(f"{part}/" for part in heads | backbones | {"objective", "peft"})
+    used = [path for path in shapes if path.startswith(running)]
     parts = partition(list(shapes), spec.partition, spec.group_specs, used=used, where=f"{where}.partition")
     if not parts.trainable:
         raise UserError(f"{where}: its objective has terms, but every parameter is frozen; let one group "
@@ -136,6 +154,8 @@ def depths(assembly: Assembly, shapes: Mapping[str, Any]) -> dict[str, int]:
     top = max(order.values(), default=0) + 1
 
     def depth(path: str) -> int:
+        if path.startswith(PREFIX):
+            path = path.split("/", 2)[2]
         if path.split("/")[0] not in assembly.model.backbones:
             return top
         return next((number for tap, number in order.items() if re.match(re.escape(tap) + r"[/_]", path)), 0)

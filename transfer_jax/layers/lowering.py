@@ -77,7 +77,8 @@ def each_member(function: Callable, folds: bool) -> Callable:
 
     `folds`: whether members that share the second array may be joined along the batch axis of the first.
     """
-    batched = jax.custom_batching.custom_vmap(function)
+    # Traced once per shape, not once per layer: some of these have hundreds of operations.
+    batched = jax.custom_batching.custom_vmap(jax.jit(function))
 
     @batched.def_vmap
     def rule(members: int, mapped: list[bool], a: jax.Array, b: jax.Array):

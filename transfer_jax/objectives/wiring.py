@@ -6,6 +6,8 @@ single stream):
     logits        output of the term's head                 labels       batch entry of the task (`label`, `mask`)
     features      the tap named by the term's `tap`         label_probs  mixed labels [B, K], or None
     weights       weight of every example, float32 [B]      domains      domain number of every example
+    start_logits, start_features   the same as the model gave them at the stage's start, without dropout and on stored
+                  statistics: constants for the gradient
 
 and, without a role: `parameters` and `initial_parameters` (flat path -> array of the trainable leaves now and at
 the stage's start), `apply_head` (array -> output of the term's head), `progress` (0 to 1 through the stage), `key`.
@@ -29,7 +31,8 @@ from transfer_jax.objectives.spec import TermSpec, UpdateSpec
 from transfer_jax.params.schedules import SCHEDULES
 from transfer_jax.tasks import TaskSpec
 
-PER_STREAM = ("logits", "labels", "label_probs", "weights", "features", "domains")
+PER_STREAM = ("start_logits", "start_features", "logits", "labels", "label_probs", "weights", "features", "domains")
+FROM_START = ("initial_parameters", "start_logits", "start_features")
 SHARED = ("parameters", "initial_parameters", "apply_head", "progress", "key")
 
 
@@ -50,6 +53,11 @@ class Term:
         return frozenset(parameter for parameter, _, _ in self.quantities)
 
     @property
+    def needs_start(self) -> bool:
+        """Whether the stage has to keep its parameters of the start for this term."""
+        return any(quantity in FROM_START for _, _, quantity in self.quantities)
+
+    @property
     def weight(self) -> Callable[[jax.Array, int], jax.Array]:
         """(step, total steps) -> the term's weight."""
         factor = bind(SCHEDULES, self.spec.weight_schedule, "schedule", supplied=("step", "total_steps"))
@@ -58,12 +66,18 @@ class Term:
 
 @dataclass(frozen=True)
 class Context:
-    """What the terms of one update may look at. `output(stream, head)` and `apply(head, array)` run heads."""
+    """What the terms of one update may look at.
+
+    `output(stream, head)` and `apply(head, array)` run heads; `start_taps(stream)` and `start_output(stream, head)` run
+    the model of the stage's start.
+    """
 
     batches: Mapping[str, Mapping[str, jax.Array]]
     taps: Mapping[str, Mapping[str, jax.Array]]
     output: Callable[[str, str], jax.Array]
     apply: Callable[[str, jax.Array], jax.Array]
+    start_taps: Callable[[str], Mapping[str, jax.Array]]
+    start_output: Callable[[str, str], jax.Array]
     parameters: Mapping[str, jax.Array]
     initial_parameters: Mapping[str, jax.Array]
     progress: jax.Array
@@ -88,7 +102,7 @@ def make_term(name: str, spec: TermSpec, tasks: Mapping[str, TaskSpec], where: s
     quantities = tuple(_quantity(parameter, spec, where) for parameter in parameters)
     head = spec.head or (task.head if task else None)
     needed = {quantity for _, _, quantity in quantities}
-    if head is None and needed & {"logits", "apply_head"}:
+    if head is None and needed & {"logits", "start_logits", "apply_head"}:
         raise UserError(f"{where} (kind {component.kind!r}) needs a head; set head='...' or task='...'")
     return Term(name, spec, function, quantities, head, task.label if task else "label",
                 task.kind if task else "classification")
@@ -111,7 +125,8 @@ def _quantity(parameter: str, spec: TermSpec, where: str) -> tuple[str, str, str
                 raise UserError(f"{where}: the term needs {parameter!r}; give it {wanted}")
             return parameter, role, quantity
     raise UserError(f"{where}: the engine has no quantity called {parameter!r}; it offers "
-                    f"{', '.join(PER_STREAM + SHARED)}, the first six with a role in front")
+                    f"{', '.join(PER_STREAM)} (with a role in front, if there are several streams) and "
+                    f"{', '.join(SHARED)}")
 
 
 def call_term(term: Term, context: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -131,8 +146,11 @@ def _resolve(term: Term, role: str, quantity: str, context: Context) -> Any:
     batch = context.batches[stream]
     if quantity == "logits":
         return context.output(stream, term.head)
-    if quantity == "features":
-        return _entry(context.taps[stream], term.spec.tap, "tap", f"term {term.name!r}")
+    if quantity == "start_logits":
+        return context.start_output(stream, term.head)
+    if quantity in ("features", "start_features"):
+        taps = context.taps[stream] if quantity == "features" else context.start_taps(stream)
+        return _entry(taps, term.spec.tap, "tap", f"term {term.name!r}")
     if quantity == "labels":
         return _labels(term, stream, batch)
     key = {"weights": "weight", "domains": "domain"}.get(quantity, quantity)

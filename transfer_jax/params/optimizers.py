@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import optax
+from optax import contrib
+
+from transfer_jax.core.errors import UserError
 
 
 def sgd(learning_rate: optax.Schedule, weight_decay: float, decays: Callable, *, momentum: float = 0.9,
@@ -38,4 +41,30 @@ def lion(learning_rate: optax.Schedule, weight_decay: float, decays: Callable, *
     return optax.lion(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays)
 
 
-OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adam, "lamb": lamb, "lion": lion}
+def prodigy(learning_rate: optax.Schedule, weight_decay: float, decays: Callable, *, b1: float = 0.9,
+            b2: float = 0.999, eps: float = 1e-8, d0: float = 1e-6, coefficient: float = 1.0,
+            ) -> optax.GradientTransformation:
+    """Prodigy (Mishchenko & Defazio 2024): Adam that finds its own step size, the distance to the solution.
+
+    `learning_rate` multiplies that size: give the stage lr = 1.0. `d0` is the first guess, `coefficient` a factor on
+    the estimate. Each group of a partition finds its own size.
+    """
+    _no_decay("prodigy", weight_decay)
+    return contrib.prodigy(learning_rate, betas=(b1, b2), eps=eps, estim_lr0=d0, estim_lr_coef=coefficient)
+
+
+def dadapt_adam(learning_rate: optax.Schedule, weight_decay: float, decays: Callable, *, b1: float = 0.9,
+                b2: float = 0.999, eps: float = 1e-8, d0: float = 1e-6) -> optax.GradientTransformation:
+    """D-Adaptation for Adam (Defazio & Mishchenko 2023); arguments as in `prodigy`, and lr = 1.0 likewise."""
+    _no_decay("dadapt_adam", weight_decay)
+    return contrib.dadapt_adamw(learning_rate, betas=(b1, b2), eps=eps, estim_lr0=d0)
+
+
+def _no_decay(name: str, weight_decay: float) -> None:
+    if weight_decay:
+        raise UserError(f"{name} would decay biases and norms too, so it takes no weight_decay; set weight_decay = 0, "
+                        f"or use adamw")
+
+
+OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adam, "lamb": lamb, "lion": lion, "prodigy": prodigy,
+              "dadapt_adam": dadapt_adam}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -36,11 +37,12 @@ def merge_statistics(old: Mapping[str, Any], moved: Mapping[str, Any]) -> dict[s
 def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_stats: Any, names: tuple[str, ...],
                  batches: Mapping[str, Batch], *, streams: Mapping[str, Any], key: jax.Array,
                  frozen_norms: frozenset[str], joint: bool, parameters: Mapping[str, jax.Array],
-                 initial: Mapping[str, jax.Array], progress: jax.Array) -> tuple[Context, Callable[[], Any]]:
+                 initial: Mapping[str, jax.Array], progress: jax.Array,
+                 start: tuple[Mapping[str, jax.Array], Any]) -> tuple[Context, Callable[[], Any]]:
     """The context that terms read, and a function that returns the statistics after all that they ran.
 
     Backbones run once per stream, in the order of `names` (or once in all, if `joint`); heads run when a term asks,
-    once per stream.
+    once per stream. `start` holds the parameters and statistics of the stage's start, for terms that look back.
     """
     variables = {"params": unflatten(parameters_flat), "batch_stats": batch_stats}
     moved: dict[str, Any] = {}
@@ -75,8 +77,27 @@ def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_s
         note(statistics)
         return result
 
-    context = Context(batches, taps, output, apply, parameters, initial, progress, _named(key, "terms"))
+    start_taps, start_output = _start_model(model, start, batches, streams)
+    context = Context(batches, taps, output, apply, start_taps, start_output, parameters, initial, progress,
+                      _named(key, "terms"))
     return context, lambda: unflatten({path: jax.lax.stop_gradient(leaf) for path, leaf in flatten(moved).items()})
+
+
+def _start_model(model: Model, start: tuple[Mapping[str, jax.Array], Any], batches: Mapping[str, Batch],
+                 streams: Mapping[str, Any]) -> tuple[Callable, Callable]:
+    """`start_taps` and `start_output` of `Context`; nothing runs before a term asks, and nothing twice."""
+    variables = {"params": unflatten(start[0]), "batch_stats": start[1]}
+
+    @functools.cache
+    def taps(stream: str) -> dict[str, jax.Array]:
+        return jax.lax.stop_gradient(model.taps(variables, inputs_of(streams[stream], batches[stream]))[0])
+
+    @functools.cache
+    def output(stream: str, head: str) -> jax.Array:
+        size = image_size(streams[stream], batches[stream])
+        return jax.lax.stop_gradient(model.head(variables, head, taps(stream), size)[0])
+
+    return taps, output
 
 
 def _joint_taps(run: Callable, names: tuple[str, ...], batches: Mapping[str, Batch],

@@ -34,10 +34,12 @@ class Constants(NamedTuple):
 
     Attributes:
       frozen: path -> parameter that does not train.
-      initial: the trainable parameters at the stage's start, where a term asks for them; else empty.
+      initial: the trainable parameters at the stage's start, where a term looks back at it; else empty.
+      initial_stats: the statistics at the stage's start, likewise.
       rates: group -> peak learning rate, float32 [S].
     """
 
     frozen: Flat
     initial: Flat
+    initial_stats: dict[str, Any]
     rates: Flat

@@ -23,6 +23,7 @@ from transfer_jax.models.model import Model
 from transfer_jax.objectives.wiring import Term, call_term
 from transfer_jax.params.optimizer_tree import apply_groups
 from transfer_jax.params.partition import Partition
+from transfer_jax.params.peft import PeftSpec, merged
 from transfer_jax.training.forward import make_context, merge_statistics
 from transfer_jax.training.mesh import shard_batch
 from transfer_jax.training.state import Constants, Flat, State
@@ -53,6 +54,7 @@ class Program:
     streams: Mapping[str, Any]
     updates: tuple[Update, ...]
     partition: Partition
+    peft: Mapping[str, PeftSpec]
     optimizer: Callable[[Mapping[str, Any]], optax.GradientTransformation]  # peak rates of the groups -> optimizer
     total_steps: int
     norm_paths: tuple[str, ...]
@@ -144,10 +146,13 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
     frozen_norms = program.frozen_norms(active)
 
     def losses(moving: Flat, batch_stats: Any, batches: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        context, statistics = make_context(program.model, {**held, **moving}, batch_stats, update.streams, batches,
+        now, then = (merged(program.peft, leaves) for leaves in ({**held, **moving},
+                                                                  {**constants.frozen, **constants.initial}))
+        context, statistics = make_context(program.model, now, batch_stats, update.streams, batches,
                                            streams=program.streams, key=key, frozen_norms=frozen_norms,
                                            joint=program.joint_forward, parameters={**state.trainable, **moving},
-                                           initial=constants.initial, progress=step / program.total_steps)
+                                           initial=constants.initial, progress=step / program.total_steps,
+                                           start=(then, constants.initial_stats))
         values, metrics = {}, {}
         for term in update.terms:
             value, extra = call_term(term, context)

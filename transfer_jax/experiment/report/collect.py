@@ -53,7 +53,7 @@ class Run:
         names = list(self.stages)
         if init == "previous":
             return names[names.index(stage) - 1] if names.index(stage) else None
-        return init if init in names and init != stage else None
+        return init if isinstance(init, str) and init in names and init != stage else None
 
     def predictions(self, stage: str, stream: str) -> dict[str, np.ndarray] | None:
         """Arrays of `predictions/<stage>/<stream>.npz` (a '/' in the stream is a '.' there), or None without one."""

@@ -222,7 +222,10 @@ def stage_table(runs: Sequence[Run]) -> Table:
 def _stage_row(run: Run, facts: Mapping[str, Any], stage: str) -> list[str]:
     trainable, total = facts.get("trainable"), facts.get("total")
     start = run.start(stage)
-    origin = run.title(start) if start else str(facts.get("init") or MISSING)
+    init = facts.get("init")
+    if isinstance(init, Mapping):
+        init = " + ".join(f"{weight:g} {run.title(name)}" for name, weight in init.items())
+    origin = run.title(start) if start else init or MISSING
     return [run.title(stage), origin, f"{facts.get('steps', 0):,}", f"{facts.get('seconds', 0.0):.1f}",
             MISSING if trainable is None else quantity(trainable),
             f"{100 * trainable / total:.1f}%" if total and trainable is not None else MISSING,

@@ -1,0 +1,45 @@
+"""Terms that hold the outputs or the features of the model to those that it had at the stage's start."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from transfer_jax.core.errors import UserError
+from transfer_jax.objectives.reduction import weighted_mean
+
+
+def distillation(logits: jax.Array, start_logits: jax.Array, weights: jax.Array, *, temperature: float = 2.0,
+                 squared: bool = True) -> jax.Array:
+    """KL(p0 | p) of the softened predictions softmax(z / T), now p and at the start p0, times T^2 if `squared`.
+
+    With the head of the old task on the data of a new one this is Learning without Forgetting (Li & Hoiem 2016, eq.
+    2-4, there without T^2 and as a cross-entropy: the same gradient); with the factor the gradient keeps its size at
+    every T (Hinton, Vinyals & Dean 2015).
+
+    Args:
+      logits, start_logits: float [B, K] or [B, H, W, K] with every pixel a prediction; the latter are constants.
+      weights: float [B].
+      temperature: T > 0.
+    """
+    now, then = (jax.nn.log_softmax(z.astype(jnp.float32) / temperature) for z in (logits, start_logits))
+    divergence = weighted_mean(jnp.sum(jnp.exp(then) * (then - now), axis=-1), weights)
+    return divergence * temperature ** 2 if squared else divergence
+
+
+def features_to_start(features: jax.Array, start_features: jax.Array, weights: jax.Array, *,
+                      alpha: float = 0.01) -> jax.Array:
+    """alpha / 2 sum_c mean_xy (f_c - f0_c)^2, mean over the examples: behaviour held in place of parameters.
+
+    The feature term of DELTA (Li et al. 2019, eq. 4) with equal attention to all channels and with the mean over
+    positions, so that its strength does not depend on the image size. One term per tap.
+
+    Args:
+      features, start_features: float [B, d] or maps [B, ..., d]; the latter are constants.
+      weights: float [B].
+    """
+    if features.shape != start_features.shape:
+        raise UserError(f"features_to_start: features {list(features.shape)} now, {list(start_features.shape)} at the "
+                        f"start; take both from the same tap")
+    squared = jnp.square(features.astype(jnp.float32) - start_features.astype(jnp.float32))
+    return alpha / 2 * weighted_mean(jnp.sum(squared, axis=-1), weights)
