@@ -76,7 +76,7 @@ def with_peft(specs: Mapping[str, PeftSpec], variables: tuple[Flat, Any]) -> tup
     """The variables of the plain model: leaves of `peft` worked into the layers that they change."""
     if not specs:
         return variables
-    return jax.jit(jax.vmap(lambda params: merged(specs, params)))(variables[0]), variables[1]
+    return jax.vmap(lambda params: merged(specs, params))(variables[0]), variables[1]
 
 
 def from_checkpoint(reference: str, select: str, shapes: Mapping[str, Any], stats: Any, members: int,
