@@ -15,8 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 @functools.cache
 def framework(name: str) -> ModuleType:
-    """The module `torch`, `torchvision`, `timm`, `transformers` or `keras`; skips the test if it is not installed."""
-    if name in ("torchvision", "timm", "transformers"):
+    """The module `torch`, `torchvision`, `timm`, `transformers`, `peft` or `keras`; skips the test without it."""
+    if name in ("torchvision", "timm", "transformers", "peft"):
         _define_missing_operators()
     pytest.importorskip(name.split(".")[0], reason=f"compares with {name}, which is not installed here")
     return importlib.import_module(name)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parity.oracle import framework
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.paths import unflatten
 from transfer_jax.core.spec import Component
@@ -52,11 +53,12 @@ def test_a_round_trip_loses_nothing(tmp_path, component, layout, targets, kind, 
     assert (again.kind, again.arguments) == (kind, {"rank": 3, "alpha": 5.0, "scaling": scaling})
 
 
+@pytest.mark.filterwarnings("error:Found missing adapter keys")
 @pytest.mark.parametrize(("kind", "scaling"), [("lora", "rank"), ("lora", "root"), ("dora", "rank")])
-def test_the_library_gives_the_same_outputs_for_a_transformer(tmp_path, kind, scaling):
-    peft, torch = (pytest.importorskip(name, reason=f"compares with {name}, which is not installed here")
-                   for name in ("peft", "torch"))
-    transformers = pytest.importorskip("transformers")
+def test_the_library_gives_the_same_outputs_for_a_transformer(request, tmp_path, kind, scaling):
+    if not request.config.getoption("--parity"):
+        pytest.skip("compares with the PEFT library; run with --parity")
+    transformers, peft, torch = (framework(name) for name in ("transformers", "peft", "torch"))
     backbone = build_backbone(BERT)
     leaves = leaves_of(backbone)
     spec = PeftSpec(kind=kind, targets=("block.*/(query|value|fc1)",), rank=3, alpha=5.0, scaling=scaling)
@@ -78,6 +80,32 @@ def test_the_library_gives_the_same_outputs_for_a_transformer(tmp_path, kind, sc
     found = run(backbone, leaves, new, spec, jax.tree.map(jnp.asarray, inputs))["block1"]
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
     assert np.abs(expected - plain).max() > 1e-2
+
+
+@pytest.mark.filterwarnings("error:Found missing adapter keys")
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_the_library_gives_the_same_outputs_for_a_convolutional_network(request, tmp_path, kind):
+    if not request.config.getoption("--parity"):
+        pytest.skip("compares with the PEFT library; run with --parity")
+    torchvision, peft, torch = (framework(name) for name in ("torchvision", "peft", "torch"))
+    backbone = build_backbone(Component(kind="resnet18"))
+    leaves = {path: np.abs(leaf) if path.endswith("/var") else leaf for path, leaf in leaves_of(backbone).items()}
+    spec = PeftSpec(kind=kind, targets=("conv1", "stage2/.*conv2", "stage3/block0/shortcut_conv"), rank=3, alpha=5.0)
+    new = tuned(spec, leaves)
+    write_peft(tmp_path, new, spec, backbone, "torchvision")
+    theirs = torchvision.models.resnet18().eval()
+    written = {name: torch.from_numpy(np.asarray(leaf)) for name, leaf in
+               to_foreign(leaves, backbone, "torchvision").items()}
+    theirs.load_state_dict(written, strict=False)
+    theirs.fc = torch.nn.Identity()
+    images = RNG.normal(size=(2, 64, 64, 3)).astype(np.float32)
+    given = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    with torch.no_grad():
+        plain = theirs(given).numpy()
+        expected = peft.PeftModel.from_pretrained(theirs, str(tmp_path))(given).numpy()
+    found = run(backbone, leaves, new, spec, jnp.asarray(images))["pooled"]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    assert np.abs(expected - plain).max() > 1e-2 * np.abs(plain).max()
 
 
 def test_what_has_no_place_is_refused(tmp_path):

@@ -7,6 +7,7 @@ tensors (one q | k | v product) have no place of their own there and are refused
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,14 @@ def write_peft(folder: Path, new: Mapping[str, Any], spec: PeftSpec, backbone: B
         if spec.kind == "dora":
             length = np.asarray(new[f"{module}/length"])
             tensors[f"{WRAPPER}{theirs}.lora_magnitude_vector"] = length[None, :, None, None] if window else length
+    # A regex of whole names: of names in a list the library also takes every module whose name ends like one of them.
+    pattern = "|".join(map(re.escape, modules))
     arguments = {"rank": 8, "alpha": 8.0, "scaling": "rank", **spec.arguments}
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}, folder / TENSORS,
               metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps({
-        "peft_type": "LORA", "r": arguments["rank"], "lora_alpha": arguments["alpha"], "target_modules": modules,
+        "peft_type": "LORA", "r": arguments["rank"], "lora_alpha": arguments["alpha"], "target_modules": pattern,
         "use_rslora": arguments["scaling"] == "root", "use_dora": spec.kind == "dora", "bias": "none",
         "lora_dropout": 0.0, "inference_mode": True, "task_type": None, "base_model_name_or_path": None}, indent=2))
 
