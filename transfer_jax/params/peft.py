@@ -96,16 +96,13 @@ def ssf(*, spread: float = 0.0) -> Method:
     Args:
       spread: standard deviation of the draws around 1 and 0 (0.02 in the authors' experiments).
     """
-    def weight(leaves: Leaves) -> str:
-        return "kernel" if "kernel" in leaves else "scale"
-
     def initial(key: jax.Array, leaves: Leaves) -> Flat:
         shape = leaves["bias"].shape
         draws = spread * jax.random.normal(key, (2, *shape), leaves["bias"].dtype)
         return {"factor": 1 + draws[0], "shift": draws[1]}
 
     def apply(leaves: Leaves, new: Leaves) -> Flat:
-        name = weight(leaves)
+        name = "kernel" if "kernel" in leaves else "scale"
         return {name: leaves[name] * new["factor"], "bias": leaves["bias"] * new["factor"] + new["shift"]}
 
     return Method("bias", initial, apply)
@@ -120,7 +117,7 @@ def targets(spec: PeftSpec, paths: Any, where: str) -> list[str]:
     Raises:
       UserError: for a regex that matches no module, or a module without the leaf that the method changes.
     """
-    method = bind(PEFT, spec_method(spec), "method", where)()
+    method = bind(PEFT, spec, "method", where)()
     modules = list(dict.fromkeys(path.rpartition("/")[0] for path in paths if not path.startswith(PREFIX)))
     found = []
     for pattern in spec.targets:
@@ -136,17 +133,12 @@ def targets(spec: PeftSpec, paths: Any, where: str) -> list[str]:
     return [module for module in modules if module in found]
 
 
-def spec_method(spec: PeftSpec) -> Component:
-    """The method alone, as its registry binds it."""
-    return Component(kind=spec.kind, **spec.arguments)
-
-
 def new_leaves(specs: Mapping[str, PeftSpec], params: Leaves, seed: jax.Array, where: str = "peft") -> Flat:
     """The leaves that the methods add to a model with the leaves `params` (flat), of one seed (uint32 scalar)."""
     added: Flat = {}
     current = dict(params)
     for name, spec in specs.items():
-        method = bind(PEFT, spec_method(spec), "method", f"{where}.{name}")()
+        method = bind(PEFT, spec, "method", f"{where}.{name}")()
         for module in targets(spec, params, f"{where}.{name}"):
             key = jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(f"{name}/{module}".encode())))
             leaves = _leaves_of(module, current)
@@ -160,7 +152,7 @@ def merged(specs: Mapping[str, PeftSpec], params: Leaves) -> Flat:
     """The parameters that the model runs with: those of `params` with the new leaves worked in and gone."""
     current = {path: leaf for path, leaf in params.items() if not path.startswith(PREFIX)}
     for name, spec in specs.items():
-        method = bind(PEFT, spec_method(spec), "method", f"peft.{name}")()
+        method = bind(PEFT, spec, "method", f"peft.{name}")()
         front = f"{PREFIX}{name}/"
         for module in dict.fromkeys(path[len(front):].rpartition("/")[0] for path in params if path.startswith(front)):
             changed = method.apply(_leaves_of(module, current), _leaves_of(front + module, params))
