@@ -7,6 +7,8 @@ import tiny_experiment
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.paths import flatten
+from transfer_jax.experiment.report.collect import read_runs
+from transfer_jax.experiment.report.scores import stage_table
 
 EVALUATION = {"objective": {"terms": {}}, "steps": None, "evaluate": {"test": "digits"}, "eval_every": 0}
 
@@ -28,6 +30,8 @@ def test_the_ends_are_the_stages_and_the_middle_is_their_mean(digits_file, tmp_p
         first, second, start, end, middle = (np.asarray(found[path]) for found in params)
         assert np.array_equal(first, start) and np.array_equal(second, end)
         np.testing.assert_allclose(middle, 0.75 * first + 0.25 * second, rtol=1e-5, atol=1e-7)
+    rows = {row[0]: row for row in stage_table(read_runs([tmp_path])).rows}
+    assert "0.75 pretrain + 0.25 finetune" in rows["mean2"]
     assert any(not np.array_equal(params[0][path], params[1][path]) for path in params[0])
     first, second, _, _, middle = (dict(flatten(jax.device_get(found))) for found in stats)
     for path, leaf in middle.items():

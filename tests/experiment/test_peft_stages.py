@@ -6,8 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import tiny_experiment
+from safetensors.numpy import load_file
 
 from transfer_jax.core.errors import UserError
+from transfer_jax.experiment.export import PARAMETERS, export_model
 
 DIGITS = {"kind": "task", "task": "digits", "stream": "train"}
 LOW_RANK = {"init": "pretrain", "steps": 6, "lr": 0.05, "objective": {"terms": {"digits": DIGITS}},
@@ -36,6 +38,9 @@ def test_only_the_new_leaves_move_and_later_stages_start_from_the_merged_model(d
     rows = json.loads((tmp_path / "results.json").read_text())
     scores = {row["stage"]: row["metrics"] for row in rows}
     assert scores["tuned"] == scores["after"]
+    folder = export_model(run.assembly, run.workdir, tmp_path / "exported", "tuned")
+    for name, leaf in load_file(folder / PARAMETERS).items():
+        np.testing.assert_array_equal(leaf, later[name.removeprefix("params/")][0], err_msg=name)
     run._results.clear()
     for path, leaf in run.result("tuned", "last")[0].items():
         np.testing.assert_array_equal(leaf, later[path], err_msg=path)
@@ -43,11 +48,10 @@ def test_only_the_new_leaves_move_and_later_stages_start_from_the_merged_model(d
 
 def test_a_stopped_stage_goes_on_with_its_new_leaves(digits_file, tmp_path):
     values = with_stages(digits_file, tuned=LOW_RANK)
-    whole = tiny_experiment.run(values, tmp_path / "whole").result("tuned", "last")[0]
-    tiny_experiment.run(values, tmp_path / "again")  # one more run, cut back to its checkpoint of step 4
-    shutil.rmtree(tmp_path / "again" / "checkpoints" / "tuned" / "6")
-    (tmp_path / "again" / "stages" / "tuned.json").unlink()
-    resumed = tiny_experiment.run(values, tmp_path / "again").result("tuned", "last")[0]
+    whole = tiny_experiment.run(values, tmp_path).result("tuned", "last")[0]
+    shutil.rmtree(tmp_path / "checkpoints" / "tuned" / "6")  # cut back to the checkpoint of step 4
+    (tmp_path / "stages" / "tuned.json").unlink()
+    resumed = tiny_experiment.run(values, tmp_path).result("tuned", "last")[0]
     for path, leaf in whole.items():
         np.testing.assert_array_equal(leaf, resumed[path], err_msg=path)
 

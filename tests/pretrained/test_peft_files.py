@@ -120,12 +120,19 @@ def test_what_has_no_place_is_refused(tmp_path):
     with pytest.raises(UserError, match="unknown tensor"):
         read_peft(tmp_path, build_backbone(RESNET), "torchvision")
     config = json.loads((tmp_path / CONFIG).read_text())
-    (tmp_path / CONFIG).write_text(json.dumps({**config, "peft_type": "IA3"}))
-    with pytest.raises(UserError, match="only LORA"):
+    for changes, words in (({"peft_type": "IA3"}, "only LORA"), ({"r": None}, "gives no rank"), ({"r": 3}, "says 3"),
+                           ({"alpha_pattern": {"query": 4}}, "alpha_pattern"), ({"use_dora": True}, "lacks length")):
+        (tmp_path / CONFIG).write_text(json.dumps({**config, **changes}))
+        with pytest.raises(UserError, match=words):
+            read_peft(tmp_path, backbone, "transformers")
+    (tmp_path / CONFIG).write_text("[1")
+    with pytest.raises(UserError, match=CONFIG):
         read_peft(tmp_path, backbone, "transformers")
+    (tmp_path / CONFIG).write_text(json.dumps(config))
     (tmp_path / TENSORS).write_bytes(b"nothing")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match=TENSORS):
         read_peft(tmp_path, backbone, "transformers")
+    (tmp_path / TENSORS).unlink()
     packed = build_backbone(Component(kind="vit_tiny", until="block0"))
     vit = PeftSpec(kind="lora", targets=(".*/query",), rank=2)
     with pytest.raises(UserError, match="packed tensor"):

@@ -6,6 +6,7 @@ tensors (one q | k | v product) have no place of their own there and are refused
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -13,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.models.taps import Backbone
-from transfer_jax.params.peft import PeftSpec
+from transfer_jax.params.peft import PEFT, PeftSpec
 from transfer_jax.pretrained.conversion import Leaves, find_layout, leaf_shapes, whole
+from transfer_jax.pretrained.formats import read_tensors, write_tensors
+from transfer_jax.pretrained.formats.json_files import parse_json
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 WRAPPER = "base_model.model."
@@ -50,10 +51,10 @@ def write_peft(folder: Path, new: Mapping[str, Any], spec: PeftSpec, backbone: B
             tensors[f"{WRAPPER}{theirs}.lora_magnitude_vector"] = length[None, :, None, None] if window else length
     # A regex of whole names: of names in a list the library also takes every module whose name ends like one of them.
     pattern = "|".join(map(re.escape, modules))
-    arguments = {"rank": 8, "alpha": 8.0, "scaling": "rank", **spec.arguments}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}, folder / TENSORS,
-              metadata={"format": "pt"})
+    defaults = {name: parameter.default for name, parameter in inspect.signature(PEFT[spec.kind]).parameters.items()}
+    arguments = {**defaults, **spec.arguments}
+    write_tensors(folder / TENSORS, {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()},
+                  {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps({
         "peft_type": "LORA", "r": arguments["rank"], "lora_alpha": arguments["alpha"], "target_modules": pattern,
         "use_rslora": arguments["scaling"] == "root", "use_dora": spec.kind == "dora", "bias": "none",
@@ -70,6 +71,11 @@ def read_peft(folder: Path, backbone: Backbone, layout: str, bare: bool = False)
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
         raise UserError(f"{folder / CONFIG}: peft_type {config.get('peft_type')!r} with bias "
                         f"{config.get('bias')!r}; only LORA without biases can be read")
+    if not (isinstance(config.get("r"), int) and isinstance(config.get("lora_alpha"), int | float)):
+        raise UserError(f"{folder / CONFIG} gives no rank 'r' or no factor 'lora_alpha'")
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise UserError(f"{folder / CONFIG}: rank_pattern and alpha_pattern give modules ranks and factors of their "
+                        f"own, which one method of ours cannot have")
     place = {_their_module(module, backbone, layout, bare): module for module in _dense_modules(backbone, layout)}
     leaves: Leaves = {}
     for name, tensor in tensors.items():
@@ -77,7 +83,8 @@ def read_peft(folder: Path, backbone: Backbone, layout: str, bare: bool = False)
         if leaf is None or theirs not in place:
             known = [f"{WRAPPER}{module}.lora_A.weight" for module in place]
             raise unknown("tensor", name, known, str(folder / TENSORS))
-        leaves[f"{place[theirs]}/{leaf}"] = _ours(tensor, leaf)
+        leaves[f"{place[theirs]}/{leaf}"] = _ours(tensor.astype(np.float32), leaf)
+    _check_complete(leaves, config, folder)
     scaling = "root" if config.get("use_rslora") else "rank"
     spec = PeftSpec(kind="dora" if config.get("use_dora") else "lora", rank=config["r"],
                     alpha=float(config["lora_alpha"]), scaling=scaling,
@@ -86,13 +93,23 @@ def read_peft(folder: Path, backbone: Backbone, layout: str, bare: bool = False)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    try:
-        return json.loads((folder / CONFIG).read_text()), load_file(folder / TENSORS)
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename or folder / TENSORS} is missing; a folder of the PEFT library has {CONFIG} "
-                        f"and {TENSORS}") from error
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder} is damaged ({error})") from error
+    for name in (CONFIG, TENSORS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing; a folder of the PEFT library has {CONFIG} and {TENSORS}")
+    config = parse_json((folder / CONFIG).read_bytes(), str(folder / CONFIG))
+    return config, read_tensors(folder / TENSORS).tensors
+
+
+def _check_complete(leaves: Leaves, config: Mapping[str, Any], folder: Path) -> None:
+    """Every module has all the leaves of its method, of the rank that the config tells."""
+    parts = ("a", "b", "length") if config.get("use_dora") else ("a", "b")
+    for module in dict.fromkeys(path.rpartition("/")[0] for path in leaves):
+        missing = [part for part in parts if f"{module}/{part}" not in leaves]
+        if missing:
+            raise UserError(f"{folder / TENSORS} lacks {', '.join(missing)} of our module {module!r}")
+        ranks = leaves[f"{module}/a"].shape[-1], leaves[f"{module}/b"].shape[0]
+        if ranks != (config["r"],) * 2:
+            raise UserError(f"{folder / TENSORS}: {module!r} has the ranks {ranks}, {CONFIG} says {config['r']!r}")
 
 
 def _their_module(module: str, backbone: Backbone, layout: str, bare: bool) -> str:
