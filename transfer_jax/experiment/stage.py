@@ -105,22 +105,21 @@ def _shapes(assembly: Assembly, spec: StageSpec, bound: list[tuple[UpdateSpec, l
         if getattr(backbone, "scan", False):
             raise UserError(f"{where}.peft: the backbone {name!r} stacks its blocks, so that one module stands for "
                             f"all of them; set scan=False")
-    shapes |= jax.eval_shape(lambda seed: new_leaves(spec.peft, _zeros(shapes), seed, f"{where}.peft"), np.uint32(0))
+    add = functools.partial(new_leaves, spec.peft, where=f"{where}.peft")
+    shapes |= jax.eval_shape(add, shapes, jax.ShapeDtypeStruct((), jnp.uint32))
     for update, terms in bound:
         for term in terms if update.combine.kind in COMBINATION_PARAMETERS else ():
             shapes[f"{COMBINING}/{term.name}"] = jax.ShapeDtypeStruct((), jnp.float32)
     return shapes
 
 
-def _zeros(shapes: Mapping[str, Any]) -> Flat:
-    return {path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in shapes.items()}
-
-
 def added_parameters(ready: ReadyStage, params: Flat, seeds: tuple[int, ...]) -> Flat:
     """What the stage adds to the model's parameters `params` [S, ...]: weights of terms and leaves of `peft`."""
-    draw = jax.jit(jax.vmap(lambda leaves, seed: new_leaves(ready.spec.peft, leaves, seed)))
-    added = draw(params, ready.seeds(seeds)["step"]) if ready.spec.peft else {}
-    return {**objective_parameters(ready, len(seeds)), **added}
+    added = objective_parameters(ready, len(seeds))
+    if ready.spec.peft:
+        draw = jax.jit(jax.vmap(functools.partial(new_leaves, ready.spec.peft)))
+        added |= draw(params, ready.seeds(seeds)["step"])
+    return added
 
 
 def objective_parameters(ready: ReadyStage, members: int) -> Flat:
