@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ class Dataset:
     def name_of(self, row: int) -> str:
         """Where the example lies, for messages and reports."""
         return f"row {row}"
+
+    def stamp(self, row: int) -> bytes:
+        """Bytes that change when the stored image changes: by default the decoded image itself."""
+        image = np.ascontiguousarray(self.load(row)["image"])
+        return hashlib.sha256(repr((image.shape, str(image.dtype))).encode() + image.tobytes()).digest()
 
 
 class ArrayDataset(Dataset):
@@ -94,6 +100,11 @@ class FileDataset(Dataset):
     def name_of(self, row: int) -> str:
         return str(self._paths[row])
 
+    def stamp(self, row: int) -> bytes:
+        """Size and time of the file: telling without reading it, as `make` does."""
+        found = self._paths[row].stat()
+        return f"{self._paths[row].name} {found.st_size} {found.st_mtime_ns}".encode()
+
 
 class View(Dataset):
     """Some rows of another data set, in the given order."""
@@ -120,6 +131,9 @@ class View(Dataset):
 
     def name_of(self, row: int) -> str:
         return self._parent.name_of(int(self._rows[row]))
+
+    def stamp(self, row: int) -> bytes:
+        return self._parent.stamp(int(self._rows[row]))
 
 
 class Concatenation(Dataset):
@@ -159,6 +173,10 @@ class Concatenation(Dataset):
     def name_of(self, row: int) -> str:
         part, inner = self._place(row)
         return part.name_of(inner)
+
+    def stamp(self, row: int) -> bytes:
+        part, inner = self._place(row)
+        return part.stamp(inner)
 
 
 class ClassSubset(View):

@@ -56,11 +56,12 @@ class HostStream(Stream):
         return self._finish(fed, self.order_seed(seed, jnp), step, None, per_example=False)
 
     def evaluation_batches(self, batch_size: int, process_index: int | None = None,
-                           process_count: int | None = None) -> Iterator[Batch]:
-        """An exact pass in order: `batches_of(batch_size)` batches [S, B/processes, ...]; padding has weight 0."""
+                           process_count: int | None = None, start: int = 0) -> Iterator[Batch]:
+        """An exact pass in order: `batches_of(batch_size)` batches [S, B/processes, ...], from number `start` on;
+        padding has weight 0."""
         slots = self._block(batch_size, process_index, process_count)
         make = functools.partial(self._evaluation_batch, slots=slots, batch_size=batch_size)
-        return _ahead(make, 0, self.batches_of(batch_size), self.spec.threads, self.spec.workers)
+        return _ahead(make, start, self.batches_of(batch_size), self.spec.threads, self.spec.workers)
 
     def evaluation_batch(self, fed: Batch, number: Any = None, batch_size: int | None = None) -> Batch:
         """Finishes one member's fed evaluation batch. Traced."""

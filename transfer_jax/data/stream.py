@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -13,6 +16,7 @@ import numpy as np
 
 from transfer_jax.data import augment, order
 from transfer_jax.data.dataset import Dataset
+from transfer_jax.data.decoding import UnreadableImage
 from transfer_jax.data.preprocessing import normalise, prepare_image, prepare_mask, preprocessing
 from transfer_jax.data.spec import StreamSpec
 
@@ -59,6 +63,24 @@ class Stream:
     @property
     def example_shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         raise TypeError(f"{type(self).__name__} defines no example_shapes")
+
+    def fingerprint(self) -> str:
+        """A hash that changes when the first member's examples, their order, labels or class names change."""
+        rows = self.indices[0]
+        found = hashlib.sha256(json.dumps([self.class_names, self.spec.labelled]).encode())
+        if self.dataset.labels is not None:
+            found.update(np.ascontiguousarray(self.dataset.labels[rows]).tobytes())
+        with ThreadPoolExecutor(self.spec.threads) as pool:
+            for stamp in pool.map(self._stamp, (int(row) for row in rows)):
+                found.update(stamp)
+        return found.hexdigest()
+
+    def _stamp(self, row: int) -> bytes:
+        name = self.dataset.name_of(row)
+        try:
+            return name.encode() + self.dataset.stamp(row)
+        except UnreadableImage:  # it is skipped, or raises where it is read
+            return name.encode()
 
     def batches_of(self, batch_size: int) -> int:
         """Number of batches of an exact pass."""

@@ -21,12 +21,12 @@ from transfer_jax.training.state import Flat
 RECORD = "pretrained.json"
 
 
-def with_pretrained(assembly: Assembly, random: tuple[Flat, Any], workdir: Workdir,
+def with_pretrained(assembly: Assembly, random: tuple[Flat, Any], workdir: Workdir | None,
                     console: Console | None) -> tuple[Flat, Any]:
     """Parameters (flat) and statistics (nested), both with a member axis, with what the sources give in their places.
 
-    Prints the load report of every source on `console` and keeps it in the workdir. A source that does not fit is
-    reported before its error is raised.
+    Prints the load report of every source on `console` and keeps it in the workdir, if there is one. A source that does
+    not fit is reported before its error is raised.
     """
     if not assembly.spec.pretrained:
         return random
@@ -46,5 +46,6 @@ def with_pretrained(assembly: Assembly, random: tuple[Flat, Any], workdir: Workd
             tree = stats if path.rpartition("/")[2] in STATISTICS and ours in stats else params
             tree[ours] = jnp.broadcast_to(leaf, (assembly.members, *leaf.shape))
         records[name] = provenance(loaded, spec)
-    write_json(workdir.path / RECORD, records)
+    if workdir is not None:
+        write_json(workdir.path / RECORD, records)
     return jax.tree.map(jnp.asarray, params), unflatten(stats)

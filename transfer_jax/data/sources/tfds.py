@@ -69,6 +69,10 @@ class TfdsDataset(Dataset):
     def name_of(self, row: int) -> str:
         return f"{self._builder.info.full_name} {self._split}[{row}]"
 
+    def stamp(self, row: int) -> bytes:
+        encoded = self._source[row][self._keys["image"]]
+        return hashlib.sha256(encoded).digest() if isinstance(encoded, bytes) else super().stamp(row)
+
 
 def _save_atomically(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
