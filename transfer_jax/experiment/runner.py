@@ -24,6 +24,7 @@ from transfer_jax.experiment.pretraining import with_pretrained
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
 from transfer_jax.experiment.stage import ReadyStage, added_parameters, fresh_variables, prepare, renew, total_steps
 from transfer_jax.experiment.workdir import Workdir
+from transfer_jax.params.initializers import redrawn
 from transfer_jax.training.interruption import Interrupted, StopRequest
 from transfer_jax.training.loop import Cadence, Hooks, train
 from transfer_jax.training.mesh import replicate
@@ -83,7 +84,8 @@ class Runner:
 
     def start_variables(self, stage: StageSpec, ready: ReadyStage, before: str | None) -> tuple[Flat, Any]:
         """Parameters and statistics at the stage's start, with a member axis."""
-        random, where = self.random[0], f"config.stages.{ready.name}"
+        where = f"config.stages.{ready.name}"
+        random = self.drawn(stage, where)[0]
         previous = {"previous": before or "fresh"}
         found = [self._source(stage, previous.get(init, init), ready) for init in stage.sources]
         params, stats = results.weighted(found, list(stage.sources.values()))
@@ -92,12 +94,20 @@ class Runner:
         params |= added_parameters(ready, params, self.spec.seeds)
         return params, jax.tree.map(jnp.asarray, stats)
 
+    def drawn(self, stage: StageSpec, where: str) -> tuple[Flat, Any]:
+        """`random`, with kernels drawn anew if the stage names an initializer."""
+        params, stats = self.random
+        if stage.initializer is None:
+            return params, stats
+        draw = jax.vmap(lambda leaves, seed: redrawn(stage.initializer, leaves, seed, f"{where}.initializer"))
+        return jax.jit(draw)(params, jnp.asarray(self.spec.seeds, jnp.uint32)), stats
+
     def _source(self, stage: StageSpec, init: str, ready: ReadyStage) -> tuple[Flat, Any]:
         """Parameters and statistics that one word of `init` names."""
         random, random_stats = self.random
         where = f"config.stages.{ready.name}"
         if init in ("fresh", "random"):
-            return self.fresh if init == "fresh" else self.random
+            return self.fresh if init == "fresh" else self.drawn(stage, where)
         if init.startswith("checkpoint:"):
             skipped = frozenset(path for path, leaf in renew(random, dict.fromkeys(random), stage.new, where).items()
                                 if leaf is None)

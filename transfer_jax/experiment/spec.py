@@ -43,6 +43,7 @@ class StageSpec(Spec):
     init: str | dict[str, float] = "previous"
     select: Literal["last", "best"] = "last"  # which parameters of the stage named by `init`
     new: tuple[str, ...] = ()  # regexes of parameters to initialise afresh, for example "heads/digits/.*"
+    initializer: Component | None = None  # of kernels in init="random" and `new`, in place of the layers' own
     objective: ObjectiveSpec = ObjectiveSpec()
     peft: dict[str, PeftSpec] = {}  # new leaves peft/<name>/... that change layers, in this order
     partition: tuple[tuple[str, str], ...] = ((".*", "all"),)
@@ -85,6 +86,8 @@ class StageSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> StageSpec:
+        if self.initializer and "random" not in self.sources and not self.new:
+            raise ValueError("initializer draws nothing here; set init='random', or name what is `new`")
         lengths = [name for name in ("steps", "epochs", "examples") if getattr(self, name) is not None]
         if len(lengths) > 1:
             raise ValueError(f"give one duration, not {' and '.join(lengths)}")

@@ -20,6 +20,7 @@ from transfer_jax.core.paths import flatten
 from transfer_jax.core.spec import Component, bind
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.spec import StageSpec
+from transfer_jax.models.depth import parameter_blocks
 from transfer_jax.objectives import COMBINATION_PARAMETERS, COMBINATIONS, GRADIENT_RULES
 from transfer_jax.objectives.spec import UpdateSpec
 from transfer_jax.objectives.wiring import Term, make_terms
@@ -79,16 +80,18 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
     terms = [term for _, found in bound for term in found]
     shapes = _shapes(assembly, spec, bound, where)
     renew(shapes, shapes, spec.new, where)  # its patterns must match
-    parts = split(assembly, spec, terms, shapes, where) if terms else \
-        Partition(dict.fromkeys(shapes, "frozen"), {})
     streams = {stream: assembly.stream(stream) for stream in spec.objective.streams()}
     steps = total_steps(spec, streams)
+    parts = split(assembly, spec, terms, shapes, steps, where) if terms else \
+        Partition(dict.fromkeys(shapes, "frozen"), {})
     defaults = GroupDefaults(spec.optimizer, spec.lr, spec.schedule, spec.warmup_steps, spec.weight_decay)
+    # Numbering the blocks traces the networks, so only a stage that asks for it pays.
+    decayed = depths(assembly, shapes) if any(g.layer_decay != 1 for g in parts.groups.values()) else {}
     program = Program(
         model=assembly.model, streams=streams,
         updates=tuple(_bind_update(update, found, parts, assembly, f"{where}.objective") for update, found in bound),
         partition=parts, peft=spec.peft,
-        optimizer=functools.partial(make_optimizer, parts, defaults, steps, depths(assembly, shapes)),
+        optimizer=functools.partial(make_optimizer, parts, defaults, steps, decayed),
         total_steps=steps, norm_paths=assembly.model.norm_paths(assembly.variable_shapes), mesh=assembly.mesh,
         clip_norm=spec.clip_norm, accumulate=spec.accumulate, joint_forward=spec.joint_forward,
         stored_norms=spec.batch_norm == "stored", ema_decay=spec.ema.decay if spec.ema else None,
@@ -132,14 +135,16 @@ def objective_parameters(ready: ReadyStage, members: int) -> Flat:
     return values
 
 
-def split(assembly: Assembly, spec: StageSpec, terms: list[Term], shapes: Mapping[str, Any], where: str) -> Partition:
+def split(assembly: Assembly, spec: StageSpec, terms: list[Term], shapes: Mapping[str, Any], steps: int,
+          where: str) -> Partition:
     """The partition of the stage; parts of the model that its terms never run are put aside as `unused`."""
     heads = {f"heads/{term.head}" for term in terms if term.head}
     backbones = {backbone for stream in spec.objective.streams()
                  for backbone in assembly.spec.streams[stream].inputs}
     running = tuple(f"{part}/" for part in heads | backbones | {"objective", "peft"})
     used = [path for path in shapes if path.startswith(running)]
-    parts = partition(list(shapes), spec.partition, spec.group_specs, used=used, where=f"{where}.partition")
+    groups = {name: group.in_steps(steps) for name, group in spec.group_specs.items()}
+    parts = partition(list(shapes), spec.partition, groups, used=used, where=f"{where}.partition")
     if not parts.trainable:
         raise UserError(f"{where}: its objective has terms, but every parameter is frozen; let one group "
                         f"train, or give the stage no objective to evaluate only")
@@ -147,17 +152,16 @@ def split(assembly: Assembly, spec: StageSpec, terms: list[Term], shapes: Mappin
 
 
 def depths(assembly: Assembly, shapes: Mapping[str, Any]) -> dict[str, int]:
-    """Layer number of every parameter: the taps of its backbone in forward order, then the heads."""
-    order = {f"{name}/{tap}": number for name, backbone in assembly.model.backbones.items()
-             for number, tap in enumerate(backbone.tap_names)}
-    top = max(order.values(), default=0) + 1
+    """Layer number of every parameter: the blocks of its backbone in forward order, then the heads, above the deepest
+    backbone."""
+    blocks = {name: parameter_blocks(backbone) for name, backbone in assembly.model.backbones.items()}
+    top = max(map(len, blocks.values()), default=0)
+    number = {f"{name}/{module}": top - len(found) + i for name, found in blocks.items()
+              for i, block in enumerate(found) for module in block.modules}
 
     def depth(path: str) -> int:
-        if path.startswith(PREFIX):
-            path = path.split("/", 2)[2]
-        if path.split("/")[0] not in assembly.model.backbones:
-            return top
-        return next((number for tap, number in order.items() if re.match(re.escape(tap) + r"[/_]", path)), 0)
+        plain = path.split("/", 2)[2] if path.startswith(PREFIX) else path
+        return number.get("/".join(plain.split("/")[:2]), top)
 
     return {path: depth(path) for path in shapes}
 

@@ -14,35 +14,40 @@ from transfer_jax.layers.convolution import Conv
 from transfer_jax.layers.pooling import global_average
 from transfer_jax.models.taps import Taps, find_tap
 
+POOLS = {"none": lambda x: x, "mean": lambda x: jnp.mean(x, axis=range(1, x.ndim - 1)) if x.ndim > 2 else x}
 KERNEL_INITS = {"lecun_normal": nn.initializers.lecun_normal(), "zeros": nn.initializers.zeros}
 
 
 class LinearHead(nn.Module, kw_only=True):
-    """One dense layer on a tap: [B, D] -> [B, classes]; maps [B, H, W, C] are flattened.
+    """One dense layer on a tap: [B, D] -> [B, classes].
 
+    `pool`: maps [B, H, W, C] and tokens [B, T, D] are flattened ('none') or averaged ('mean').
     `kernel_init`: 'lecun_normal' or 'zeros'.
     """
 
     classes: int
     tap: str = "pooled"
+    pool: str = "none"
     kernel_init: str = "lecun_normal"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, taps: Taps | jax.Array, image_size: tuple[int, int] | None = None,
                  train: bool = False) -> jax.Array:
-        x = _vector(find_tap(taps, self.tap))
+        x = _vector(find_tap(taps, self.tap), self.pool)
         return _dense(self.classes, self.dtype, "dense", self.kernel_init)(x).astype(jnp.float32)
 
 
 class MLPHead(nn.Module, kw_only=True):
     """Hidden dense layers with ReLU and dropout, then a dense layer: [B, D] -> [B, outputs].
 
-    Serves as projector, as task head and, on a plain array, as discriminator. `dropout` needs the rng 'dropout'.
+    Serves as projector, as task head and, on a plain array, as discriminator. `dropout` needs the rng 'dropout';
+    `pool` as in `LinearHead`.
     """
 
     outputs: int
     tap: str = "pooled"
+    pool: str = "none"
     hidden: tuple[int, ...] = (128,)
     dropout: float = 0.0
     kernel_init: str = "lecun_normal"
@@ -51,7 +56,7 @@ class MLPHead(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, taps: Taps | jax.Array, image_size: tuple[int, int] | None = None,
                  train: bool = False) -> jax.Array:
-        x = _vector(find_tap(taps, self.tap))
+        x = _vector(find_tap(taps, self.tap), self.pool)
         for i, features in enumerate(self.hidden):
             x = nn.relu(_dense(features, self.dtype, f"dense{i}")(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -69,7 +74,7 @@ class RegressionHead(nn.Module):
     @nn.compact
     def __call__(self, taps: Taps | jax.Array, image_size: tuple[int, int] | None = None,
                  train: bool = False) -> jax.Array:
-        x = _vector(find_tap(taps, self.tap))
+        x = _vector(find_tap(taps, self.tap), "none")
         return _dense(self.outputs, self.dtype, "dense", self.kernel_init)(x).astype(jnp.float32)
 
 
@@ -147,8 +152,10 @@ class ConvReluMeanHead(nn.Module, kw_only=True):
         return global_average(nn.relu(x).astype(jnp.float32))
 
 
-def _vector(x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0], -1)
+def _vector(x: jax.Array, pool: str) -> jax.Array:
+    if pool not in POOLS:
+        raise UserError(f"pool={pool!r} of a head is unknown; use one of {', '.join(POOLS)}")
+    return POOLS[pool](x).reshape(x.shape[0], -1)
 
 
 def _resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from transfer_jax.core.errors import UserError, nearest, unknown
 from transfer_jax.core.spec import Component, Spec
@@ -30,7 +30,21 @@ class GroupSpec(Spec):
     warmup_steps: int | None = Field(default=None, ge=0)
     weight_decay: float | None = Field(default=None, ge=0)
     layer_decay: float = Field(default=1.0, gt=0, le=1)  # lr x layer_decay^(layers above this one)
-    unfreeze_at: int = Field(default=0, ge=0)  # step of the stage
+    unfreeze_at: int | float = Field(default=0, ge=0)  # step of the stage, or below 1 a share of its steps
+
+    @field_validator("unfreeze_at")
+    @classmethod
+    def _step_or_share(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError(f"unfreeze_at = {value:g} is neither a step (a whole number) nor a share below 1")
+        return value if 0 < value < 1 else int(value)
+
+    def in_steps(self, total_steps: int) -> GroupSpec:
+        """The same with `unfreeze_at` as a step."""
+        if isinstance(self.unfreeze_at, int):
+            return self
+        step = min(round(self.unfreeze_at * total_steps), max(0, total_steps - 1))  # never beyond the last one
+        return self.model_copy(update={"unfreeze_at": step})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""Recipes: named ways to transfer, each written out as the stages that it consists of.
+
+    plan = expand("gradual_unfreeze(parts=3)", Setting(backbone=dict(kind="resnet18"), epochs=10))
+    config = ConfigDict(dict(name="mine", streams=..., **plan))
+
+A recipe is a function `(setting, *, arguments) -> {model, pretrained, tasks, stages}`, plain entries of a config: all
+of it lands in `config.json`, can be edited in the config file and overridden on the command line.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+from transfer_jax.core.errors import UserError
+from transfer_jax.core.spec import Component, bind
+from transfer_jax.recipes.few_parameters import bitfit, dora, ia3, lora, norm_tuning, ssf
+from transfer_jax.recipes.setting import Config, Setting
+from transfer_jax.recipes.situations import situation
+from transfer_jax.recipes.toward_source import bss, feature_distance, l2_sp, lwf, wise_ft
+from transfer_jax.recipes.unfreezing import (
+    chain_thaw,
+    discriminative,
+    finetune,
+    frozen,
+    gradual_unfreeze,
+    layer_decay,
+    linear_probe,
+    lp_ft,
+    partial,
+    scratch,
+    six_steps,
+    surgical,
+    truncate,
+)
+
+RECIPES = {recipe.__name__: recipe for recipe in (
+    scratch, linear_probe, frozen, partial, truncate, finetune, lp_ft, six_steps, gradual_unfreeze, discriminative,
+    layer_decay, chain_thaw, surgical, l2_sp, bss, feature_distance, lwf, wise_ft, lora, dora, ia3, ssf, bitfit,
+    norm_tuning, situation)}
+
+__all__ = ["RECIPES", "Setting", "expand"]
+
+
+def expand(recipe: str, setting: Setting, **arguments: Any) -> Config:
+    """The recipe written out.
+
+    Args:
+      recipe: a name of `RECIPES`, with arguments if you like: 'lora(rank=4;alpha=8)' (semicolons, so that it can stand
+        in a config argument).
+      setting: the model, the data, the budget.
+      arguments: more arguments.
+
+    Raises:
+      UserError: for an unknown recipe or argument, or one that does not fit the backbone.
+    """
+    name, given = parse(recipe)
+    if "kind" in given:
+        raise UserError(f"recipe {recipe!r}: no recipe has an argument 'kind'")
+    found = bind(RECIPES, Component(kind=name, **given, **arguments), "recipe", supplied=("setting",))
+    return found(setting)
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """'name(key=value;key=value)' -> the name and the arguments; values are Python literals, anything else a string."""
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
+    if not match:
+        raise UserError(f"recipe {text!r} is not of the form NAME or NAME(key=value;key=value)")
+    arguments = {}
+    for item in filter(None, (match[2] or "").split(";")):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not key.isidentifier():
+            raise UserError(f"recipe {text!r}: {item!r} is not of the form key=value")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[key] = value
+    return match[1], arguments

@@ -1,0 +1,70 @@
+"""Recipes that leave the backbone as it is but for a few leaves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from transfer_jax.core.errors import UserError
+from transfer_jax.pretrained.conversion import leaf_shapes
+from transfer_jax.recipes.setting import HEAD, Config, Setting, plan, stage
+
+
+def lora(setting: Setting, *, rank: int = 8, alpha: float = 8.0, scaling: str = "rank", targets: str = "") -> Config:
+    """Low-rank updates of the kernels (Hu et al. 2022; scaling="root": rsLoRA, Kalajdzievski 2023).
+
+    targets: a regex of module paths; empty: every dense layer and convolution.
+    """
+    return _new_leaves(setting, "lora", targets or modules_with(setting, "kernel"), rank=rank, alpha=alpha,
+                       scaling=scaling)
+
+
+def dora(setting: Setting, *, rank: int = 8, alpha: float = 8.0, targets: str = "") -> Config:
+    """LoRA with a learned length of every output's weights (Liu et al. 2024); arguments as in `lora`."""
+    return _new_leaves(setting, "dora", targets or modules_with(setting, "kernel"), rank=rank, alpha=alpha)
+
+
+def ia3(setting: Setting, *, targets: str = "") -> Config:
+    """Learned factors on the outputs of layers (Liu et al. 2022); targets as in `lora`."""
+    return _new_leaves(setting, "ia3", targets or modules_with(setting, "kernel"))
+
+
+def ssf(setting: Setting, *, targets: str = "") -> Config:
+    """Learned factors and shifts behind layers (Lian et al. 2022); targets: empty: every layer that has a bias."""
+    return _new_leaves(setting, "ssf", targets or modules_with(setting, "bias"))
+
+
+def bitfit(setting: Setting) -> Config:
+    """Only biases move, and a new head (Ben Zaken et al. 2022). Norms run on stored statistics."""
+    return _own_leaves(setting, "bitfit", r"backbone/(.*/)?bias", batch_norm="stored")
+
+
+def norm_tuning(setting: Setting) -> Config:
+    """Only the factors and shifts of normalisation layers move, and a new head (Frankle, Schwab & Morcos 2021)."""
+    return _own_leaves(setting, "norm_tuning", f"{modules_with(setting, 'scale')}/(scale|bias)")
+
+
+def modules_with(setting: Setting, leaf: str) -> str:
+    """A regex of the backbone's modules that have the leaf, by the last words of their paths."""
+    paths = [path.rpartition("/") for path in leaf_shapes(setting.module)]
+    having = {module for module, _, name in paths if name == leaf}
+    if not having:
+        raise UserError(f"no layer of the backbone {setting.backbone['kind']!r} has a {leaf!r}; choose another recipe")
+    others = {module.rpartition("/")[2] for module, _, name in paths if module not in having}
+    words = list(dict.fromkeys(module.rpartition("/")[2] for module in sorted(having)))
+    if set(words) & others:  # the same name with and without it: whole paths
+        return "backbone/(" + "|".join(map(re.escape, sorted(having))) + ")"
+    return "backbone/(.*/)?(" + "|".join(map(re.escape, words)) + ")"
+
+
+def _new_leaves(setting: Setting, kind: str, targets: str | Sequence[str], **arguments: Any) -> Config:
+    found = stage(setting, init=setting.start, peft={"small": {"kind": kind, "targets": (targets,), **arguments}},
+                  partition=(("peft/.*", "small"), (HEAD, "head"), (".*", "frozen")), groups={"small": {}, "head": {}})
+    return plan(setting, {kind: found})
+
+
+def _own_leaves(setting: Setting, name: str, pattern: str, **keys: Any) -> Config:
+    found = stage(setting, init=setting.start, partition=((HEAD, "head"), (pattern, "small"), (".*", "frozen")),
+                  groups={"head": {}, "small": {}}, **keys)
+    return plan(setting, {name: found})

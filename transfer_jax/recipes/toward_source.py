@@ -1,0 +1,67 @@
+"""Recipes that fine-tune everything and hold it to where it came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transfer_jax.core.errors import UserError
+from transfer_jax.recipes.setting import Config, Setting, moving, named, plan
+from transfer_jax.recipes.unfreezing import lp_ft
+
+SOURCE = "source"  # the head with the published classifier
+
+
+def l2_sp(setting: Setting, *, alpha: float = 0.01, beta: float = 0.01) -> Config:
+    """Parameters pulled to their start by alpha / 2, the new head to zero by beta / 2, in place of weight decay (Li,
+    Grandvalet & Davoine 2018)."""
+    terms = {"to_start": {"kind": "l2_to_start", "alpha": alpha},
+             "head_norm": {"kind": "l2_norm", "beta": beta, "include": "heads/.*"}}
+    return plan(setting, {"l2_sp": moving(setting, terms=terms, init=setting.start, weight_decay=0.0)})
+
+
+def bss(setting: Setting, *, strength: float = 1e-3, count: int = 1) -> Config:
+    """Batch spectral shrinkage (Chen et al. 2019): the directions that a batch hardly uses are given up."""
+    terms = {"shrinkage": {"kind": "batch_spectral_shrinkage", "stream": setting.stream, "strength": strength,
+                           "count": count, "tap": setting.head.get("tap", "pooled")}}
+    return plan(setting, {"bss": moving(setting, terms=terms, init=setting.start)})
+
+
+def feature_distance(setting: Setting, *, alpha: float = 0.01, blocks: str = "") -> Config:
+    """The outputs of the blocks held to those of the start, all channels alike.
+
+    blocks: taps such as 'stage3+stage4'; empty: the last one.
+    """
+    chosen = named(setting.blocks, blocks, "recipe feature_distance") if blocks else setting.blocks[-1:]
+    terms = {f"hold_{block.tap}": {"kind": "features_to_start", "stream": setting.stream, "tap": block.tap,
+                                   "alpha": alpha} for block in chosen}
+    return plan(setting, {"feature_distance": moving(setting, terms=terms, init=setting.start)})
+
+
+def lwf(setting: Setting, *, weight: float = 1.0, temperature: float = 2.0) -> Config:
+    """Learning without Forgetting (Li & Hoiem 2016): the published classifier's answers to the new images are held to
+    what they were. Needs `source_classes`."""
+    terms = {"remember": {"kind": "distillation", "stream": setting.stream, "head": SOURCE, "weight": weight,
+                          "temperature": temperature}}
+    return with_source_head(setting, "lwf", terms)
+
+
+def wise_ft(setting: Setting, *, share: float = 0.5, head_share: float = 0.5) -> Config:
+    """`lp_ft`, then the mean of the probed and the fine-tuned model, of which the latter has `share` (Wortsman et al.
+    2022, eq. 3): most of the gain on the target, less lost elsewhere."""
+    if not 0 <= share <= 1:
+        raise UserError(f"recipe wise_ft: share = {share} is no share; use a number from 0 to 1")
+    found = lp_ft(setting, head_share=head_share)
+    found["stages"]["mean"] = {"init": {"head": 1 - share, "finetune": share},
+                               "evaluate": dict.fromkeys(setting.evaluate, setting.name)}
+    return found
+
+
+def with_source_head(setting: Setting, name: str, terms: dict[str, Any], **keys: Any) -> Config:
+    """One stage of fine-tuning in which the published classifier moves along as the head `source`."""
+    if not setting.source_classes or not setting.pretrained:
+        raise UserError(f"recipe {name} needs the published classifier: pretrained weights that have one, and the "
+                        f"number of its classes (source_classes)")
+    head = {"kind": "linear", "tap": setting.head.get("tap", "pooled"), "classes": setting.source_classes}
+    found = moving(setting, terms=terms, init=setting.start, **keys)
+    found["partition"] = ((f"heads/{SOURCE}/.*", "backbone"), *found["partition"])
+    return plan(setting, {name: found}, heads={SOURCE: head}, pretrained={"head": SOURCE})
