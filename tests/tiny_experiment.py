@@ -22,6 +22,7 @@ from transfer_jax import command_line
 from transfer_jax.core.config import set_path
 from transfer_jax.core.spec import build, plain
 from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.experiment.measuring import Measuring
 from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import ReadyStage, added_parameters, fresh_variables, prepare
@@ -90,13 +91,14 @@ def start(spec: ExperimentSpec, stage: str = "only", variables: Any = None) -> t
     streams = ready.program.streams
     feeds = {name: feed for name in streams if (feed := assembly.feed(name)) is not None}
     seeds = ready.seeds(spec.seeds)
-    state, constants = ready.start(params, stats, 1, assembly.members)
+    statistics = Measuring(assembly, ready).values(params, stats)
+    state, constants = ready.start(params, stats, 1, assembly.members, statistics)
     axes = feed_axes(ready.program)
     shapes = {name: feeds[name] if name in feeds else next(streams[name].host_batches(0)) for name in axes}
     one = {name: jax.tree.map(lambda axis, part: part if axis is None else _member(part), axes[name], shapes[name],
                               is_leaf=lambda axis: axis is None) for name in axes}
     names = metric_names(ready.program, *_member((state, constants)), one, _member(seeds))
-    placed = replicate(assembly.mesh, ready.start(params, stats, len(names), assembly.members))
+    placed = replicate(assembly.mesh, ready.start(params, stats, len(names), assembly.members, statistics))
     return ready, *placed, feeds, seeds, names
 
 

@@ -90,3 +90,44 @@ def test_stored_variance_of_either_kind(unbiased, torch):
 def test_a_single_value_per_channel_stays_finite():
     _, moved = BatchNorm(unbiased=True).apply(variables(), jnp.ones((1, 5)), train=True, mutable=["batch_stats"])
     assert bool(jnp.isfinite(moved["batch_stats"]["var"]).all())
+
+
+def stochastic(rate, key=0, train=True, **collections):
+    return BatchNorm(momentum=0.8).apply({**variables(), "stochastic": {"rate": rate}, **collections}, images(),
+                                         train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(key)})
+
+
+def test_stochastic_norm_chooses_statistics_per_channel_and_moves_them_all():
+    whole, moved = BatchNorm(momentum=0.8).apply(variables(), images(), True, mutable=["batch_stats"])
+    stored = BatchNorm(momentum=0.8).apply(variables(), images(), False)  # by those before the step
+    seen = set()
+    for key in range(8):
+        y, after = stochastic(0.5, key)
+        jax.tree.map(np.testing.assert_array_equal, after, moved)
+        own = np.array([np.array_equal(y[..., c], whole[..., c]) for c in range(5)])
+        np.testing.assert_allclose(y, np.where(own, whole, stored), rtol=1e-6, atol=1e-6)
+        seen.add(tuple(own))
+    assert len(seen) > 3
+    np.testing.assert_array_equal(stochastic(1.0)[0], whole)
+    np.testing.assert_allclose(stochastic(0.0)[0], stored, rtol=1e-6, atol=1e-6)
+
+
+def test_stochastic_norm_leaves_evaluation_and_frozen_layers_alone():
+    stored = BatchNorm(momentum=0.8).apply(variables(), images(), False)
+    np.testing.assert_array_equal(stochastic(0.5, train=False)[0], stored)
+    y, after = stochastic(0.5, live={"value": False})
+    np.testing.assert_array_equal(y, stored)
+    jax.tree.map(np.testing.assert_array_equal, after["batch_stats"], variables()["batch_stats"])
+
+
+def test_the_gradient_of_stochastic_norm_is_that_of_the_chosen_statistics():
+    def loss(x, rate):
+        y, _ = BatchNorm().apply({**variables(), "stochastic": {"rate": rate}}, x, True, mutable=["batch_stats"],
+                                 rngs={"dropout": jax.random.key(3)})
+        return jnp.sin(y).sum()
+
+    x, half = images(), jax.grad(loss)(images(), 0.5)
+    ends = [jax.grad(loss)(x, rate) for rate in (0.0, 1.0)]
+    own = np.array([np.allclose(half[..., c], ends[1][..., c], atol=1e-6) for c in range(5)])
+    assert 0 < own.sum() < 5
+    np.testing.assert_allclose(half, np.where(own, ends[1], ends[0]), atol=1e-6)

@@ -10,6 +10,7 @@ import pytest
 from transfer_jax.core.errors import UserError
 from transfer_jax.objectives import COMBINATION_PARAMETERS, COMBINATIONS, GRADIENT_RULES, TERMS, balancing
 from transfer_jax.objectives.balancing import fixed, initial_log_variances, uncertainty
+from transfer_jax.objectives.statistics import STATISTICS
 
 LOSSES = {"digits": jnp.float32(1.5), "depth": jnp.float32(0.2)}
 KINDS = {"digits": "classification", "depth": "regression"}
@@ -104,7 +105,7 @@ def test_pcgrad_is_a_pure_function_of_its_key_and_the_order_matters():
 
 def test_registered_terms_name_known_quantities_and_have_defaults_for_users():
     known = {"logits", "labels", "label_probs", "weights", "features", "parameters", "initial_parameters",
-             "apply_head", "progress", "key", "start_logits", "start_features"}
+             "apply_head", "progress", "key", "start_logits", "start_features", *STATISTICS}
     for name, term in TERMS.items():
         for parameter in inspect.signature(term).parameters.values():
             if parameter.kind is parameter.KEYWORD_ONLY:

@@ -163,6 +163,8 @@ def _check_stage(spec: ExperimentSpec, where: str, stage: StageSpec, before: lis
         for term in update.terms.values():
             if term.head:
                 _known("head", term.head, spec.model.heads, f"{where}.objective")
+            if term.measured_on:
+                _known("stream", term.measured_on, spec.streams, f"{where}.objective")
     for stream, tasks in stage.evaluate.items():
         _known("stream", stream, spec.streams, f"{where}.evaluate")
         if not spec.streams[stream].labelled:

@@ -20,6 +20,7 @@ from transfer_jax.evaluation.evaluator import Scores
 from transfer_jax.experiment import results
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.evaluators import Evaluators, labelled
+from transfer_jax.experiment.measuring import Measuring
 from transfer_jax.experiment.pretraining import with_pretrained
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
 from transfer_jax.experiment.stage import ReadyStage, added_parameters, fresh_variables, prepare, renew, total_steps
@@ -84,8 +85,7 @@ class Runner:
 
     def start_variables(self, stage: StageSpec, ready: ReadyStage, before: str | None) -> tuple[Flat, Any]:
         """Parameters and statistics at the stage's start, with a member axis."""
-        where = f"config.stages.{ready.name}"
-        random = self.drawn(stage, where)[0]
+        random, where = self.drawn(stage, f"config.stages.{ready.name}")[0], f"config.stages.{ready.name}"
         previous = {"previous": before or "fresh"}
         found = [self._source(stage, previous.get(init, init), ready) for init in stage.sources]
         params, stats = results.weighted(found, list(stage.sources.values()))
@@ -140,7 +140,7 @@ class StageRun:
         self.groups = self.ready.table()  # made here so that a faulty optimizer or schedule shows before training
         self.checkpoints = runner.workdir.checkpoints(name, runner.spec.keep_checkpoints, progress.message)
         self.best: dict[str, Any] = {}
-        self.constants = Constants({}, {}, {}, {})
+        self.constants = Constants({}, {}, {}, {}, {})
         self.seconds = 0.0
         self.averaged = bool(self.spec.ema and self.spec.ema.use)
         self.measured: set[int] = set()  # steps whose scores an earlier process has logged
@@ -153,11 +153,16 @@ class StageRun:
         params, batch_stats = runner.start_variables(self.spec, self.ready, self.before)
         feeds = {name: feed for name in program.streams if (feed := assembly.feed(name)) is not None}
         seeds = self.ready.seeds(runner.spec.seeds)
-        names = self._metric_names(params, batch_stats, feeds, seeds)
-        state, self.constants = self.ready.start(params, batch_stats, len(names), assembly.members)
+        measuring = Measuring(assembly, self.ready)
+        unknown = measuring.shapes(params, batch_stats)
+        names = self._metric_names(params, batch_stats, unknown, feeds, seeds)
+        blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), unknown)
+        state, self.constants = self.ready.start(params, batch_stats, len(names), assembly.members, blank)
         if self.spec.best:
             self.best = results.start_best(assembly.members, state.trainable, state.batch_stats)
         step, state = self._resume(state)
+        if step == 0:
+            self.constants = self.constants._replace(statistics=measuring.values(params, batch_stats))
         self._show_groups()
         self.progress.start_stage(self.spec.title or self.name, program.total_steps, step)
         self._began = time.monotonic()
@@ -170,12 +175,13 @@ class StageRun:
         self._finish(state)
         self.progress.end_stage()
 
-    def _metric_names(self, params: Flat, batch_stats: Any, feeds: Mapping[str, Any], seeds: Any) -> list[str]:
+    def _metric_names(self, params: Flat, batch_stats: Any, statistics: Any, feeds: Mapping[str, Any],
+                      seeds: Any) -> list[str]:
         program = self.ready.program
         if not program.updates:
             return ["loss"]
-        state, constants = jax.eval_shape(lambda p, s: self.ready.start(p, s, 1, self.runner.assembly.members),
-                                          params, batch_stats)
+        state, constants = jax.eval_shape(lambda *start: self.ready.start(*start[:2], 1, self.runner.assembly.members,
+                                                                          start[2]), params, batch_stats, statistics)
         axes = feed_axes(program)
         shapes = {name: feeds[name] if name in feeds else next(program.streams[name].host_batches(0)) for name in axes}
         one = {name: jax.tree.map(lambda axis, part: part if axis is None else _without_member(part), axes[name],

@@ -12,6 +12,7 @@ from transfer_jax.models.model import ModelSpec
 from transfer_jax.objectives.spec import ObjectiveSpec
 from transfer_jax.params.partition import GroupSpec
 from transfer_jax.params.peft import PeftSpec
+from transfer_jax.params.weight_noise import WeightNoiseSpec
 from transfer_jax.pretrained.loading import PretrainedSpec
 from transfer_jax.tasks import TaskSpec
 
@@ -60,6 +61,8 @@ class StageSpec(Spec):
     accumulate: int = Field(default=1, ge=1)  # micro-batches a step
     joint_forward: bool = False  # all streams in one forward pass: BatchNorm then sees them as one batch
     batch_norm: Literal["follow", "stored"] = "follow"  # follow the partition, or stored statistics everywhere
+    stochastic_norm: float | None = Field(default=None, ge=0, le=1)  # share of channels that normalise by their batch
+    weight_noise: WeightNoiseSpec | None = None  # in training steps, for example mixout toward the start
     ema: EmaSpec | None = None
     evaluate: dict[str, str | tuple[str, ...]] = {}  # stream -> task or tasks
     eval_every: int = Field(default=0, ge=0)  # steps; 0: only at the stage's end

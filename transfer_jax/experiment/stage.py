@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -27,6 +28,7 @@ from transfer_jax.objectives.wiring import Term, make_terms
 from transfer_jax.params.optimizer_tree import GroupDefaults, group_table, make_optimizer, peak_rates
 from transfer_jax.params.partition import Partition, partition
 from transfer_jax.params.peft import PREFIX, new_leaves
+from transfer_jax.params.weight_noise import make_noise
 from transfer_jax.training.state import Constants, Flat, State
 from transfer_jax.training.step import Program, Update, init_state
 
@@ -42,7 +44,7 @@ class ReadyStage:
     program: Program
     defaults: GroupDefaults
     shapes: Mapping[str, Any]  # every parameter of the stage, of one seed
-    keeps_start: bool  # a term compares with the model at the stage's start
+    keeps_start: bool  # something compares with the model at the stage's start
 
     def table(self) -> list[dict[str, Any]]:
         """The group table; see `group_table`."""
@@ -50,8 +52,9 @@ class ReadyStage:
         return group_table(parts, self.shapes, self.defaults,
                            self.program.optimizer(peak_rates(parts.groups, self.defaults)))
 
-    def start(self, params: Flat, batch_stats: Any, metrics: int, members: int) -> tuple[State, Constants]:
-        """State and constants at step 0 from parameters with a member axis."""
+    def start(self, params: Flat, batch_stats: Any, metrics: int, members: int,
+              statistics: Mapping[str, Any] | None = None) -> tuple[State, Constants]:
+        """State and constants at step 0 from parameters with a member axis; `statistics`: see `Measuring`."""
         trainable = {path: params[path] for path in self.program.partition.trainable}
         frozen = {path: leaf for path, leaf in params.items() if path not in trainable}
         rates = {group: jnp.full(members, rate, jnp.float32)
@@ -60,7 +63,7 @@ class ReadyStage:
         state = jax.jit(begin)(trainable, batch_stats, rates)
         # The start must not share buffers with the state, which the step donates.
         initial, stats = jax.tree.map(jnp.copy, (trainable, batch_stats)) if self.keeps_start else ({}, {})
-        return state, Constants(frozen, initial, stats, rates)
+        return state, Constants(frozen, initial, stats, rates, dict(statistics or {}))
 
     def seeds(self, seeds: tuple[int, ...]) -> dict[str, Any]:
         """Numbers that decide every draw of the stage, uint32 [S]: see `train_step`."""
@@ -88,17 +91,20 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
     # Numbering the blocks traces the networks, so only a stage that asks for it pays.
     decayed = depths(assembly, shapes) if any(g.layer_decay != 1 for g in parts.groups.values()) else {}
     program = Program(
-        model=assembly.model, streams=streams,
+        model=dataclasses.replace(assembly.model, stochastic_norm=spec.stochastic_norm), streams=streams,
         updates=tuple(_bind_update(update, found, parts, assembly, f"{where}.objective") for update, found in bound),
         partition=parts, peft=spec.peft,
         optimizer=functools.partial(make_optimizer, parts, defaults, steps, decayed),
         total_steps=steps, norm_paths=assembly.model.norm_paths(assembly.variable_shapes), mesh=assembly.mesh,
         clip_norm=spec.clip_norm, accumulate=spec.accumulate, joint_forward=spec.joint_forward,
-        stored_norms=spec.batch_norm == "stored", ema_decay=spec.ema.decay if spec.ema else None,
+        stored_norms=spec.batch_norm == "stored",
+        noise=make_noise(spec.weight_noise, parts.trainable, f"{where}.weight_noise") if spec.weight_noise else None,
+        ema_decay=spec.ema.decay if spec.ema else None,
         ema_warmup=spec.ema.warmup if spec.ema else True, log_every=assembly.spec.log_every,
         members=assembly.spec.members)
     _check_batches(program, where)
-    return ReadyStage(name, spec, program, defaults, shapes, any(term.needs_start for term in terms))
+    looks_back = spec.weight_noise is not None or any(term.needs_start for term in terms)
+    return ReadyStage(name, spec, program, defaults, shapes, looks_back)
 
 
 def _shapes(assembly: Assembly, spec: StageSpec, bound: list[tuple[UpdateSpec, list[Term]]],

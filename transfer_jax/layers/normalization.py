@@ -23,6 +23,10 @@ class BatchNorm(nn.Module):
     With `train=True` a layer normalises by its batch and moves its statistics:
     stored = momentum * stored + (1 - momentum) * batch. It does not when the variable collection `live` holds
     `value=False` at the module's path: then it is frozen, uses its stored statistics and leaves them untouched.
+
+    Where the collection `stochastic` holds `rate` there, each channel of a layer that is not frozen normalises by its
+    batch with this probability, else by the statistics stored before; all move as ever (StochNorm; Kou et al. 2020,
+    section 3). It draws from the rng 'dropout'.
     """
 
     momentum: float = 0.9
@@ -43,10 +47,14 @@ class BatchNorm(nn.Module):
         live = train and bool(self.get_variable("live", "value", True))
         if live:
             mean, var = _statistics(x)
+            before = stored_mean.value, stored_var.value
             if not self.is_initializing():
                 stored_mean.value = self.momentum * stored_mean.value + (1 - self.momentum) * mean
                 kept = var * _bessel(x) if self.unbiased else var
                 stored_var.value = self.momentum * stored_var.value + (1 - self.momentum) * kept
+            if self.has_variable("stochastic", "rate"):
+                own = jax.random.bernoulli(self.make_rng("dropout"), self.get_variable("stochastic", "rate"), channels)
+                mean, var = jnp.where(own, mean, before[0]), jnp.where(own, var, before[1])
         else:
             mean, var = stored_mean.value, stored_var.value
         factor = jax.lax.rsqrt(var + self.epsilon)

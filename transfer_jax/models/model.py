@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from transfer_jax.core.errors import unknown
+from transfer_jax.core.interception import Edit, tap_edits
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.core.spec import Component, Spec
 from transfer_jax.models import build_backbone, build_head
@@ -38,10 +39,13 @@ class Model:
 
     Variables are `{'params': {backbone: ..., 'heads': {head: ...}}, 'batch_stats': {same layout}}`. Taps of the
     backbone called `backbone` have their own names, those of any other backbone are called `name/tap`.
+
+    stochastic_norm: see `layers.normalization.BatchNorm`; None: every channel normalises by its batch in training.
     """
 
     backbones: Mapping[str, Backbone]
     heads: Mapping[str, nn.Module]
+    stochastic_norm: float | None = None
 
     def init(self, key: jax.Array, inputs: Mapping[str, Any]) -> Variables:
         """Fresh variables.
@@ -74,7 +78,7 @@ class Model:
 
     def taps(self, variables: Variables, inputs: Mapping[str, jax.Array], train: bool = False,
              frozen_norms: frozenset[str] = frozenset(), rngs: Mapping[str, jax.Array] | None = None,
-             ) -> tuple[Taps, dict[str, Any]]:
+             edits: Mapping[str, Edit] | None = None) -> tuple[Taps, dict[str, Any]]:
         """Runs the backbones named in `inputs`.
 
         Args:
@@ -83,6 +87,7 @@ class Model:
             train: whether BatchNorm uses the batch and dropout is on.
             frozen_norms: paths of BatchNorm modules ('backbone/bn1') that use and keep stored statistics all the same.
             rngs: keys by kind, such as {'dropout': key}.
+            edits: functions of taps by name; the network goes on with what they return.
 
         Returns:
             The taps, and the moved statistics `{backbone: ...}` of the backbones that ran (empty unless `train`).
@@ -90,7 +95,10 @@ class Model:
         taps: Taps = {}
         moved: dict[str, Any] = {}
         for name, image in inputs.items():
-            found, stats = _apply(self._backbone(name), (name,), variables, frozen_norms, rngs, image, train=train)
+            with tap_edits({tap: edits[_qualified(name, tap)] for tap in self._backbone(name).tap_names
+                            if _qualified(name, tap) in (edits or {})}):
+                found, stats = self._apply(self._backbone(name), (name,), variables, frozen_norms, rngs, image,
+                                           train=train)
             taps.update(_qualify(name, found))
             if stats:
                 moved[name] = stats
@@ -106,14 +114,30 @@ class Model:
         """
         if name not in self.heads:
             raise unknown("head", name, self.heads)
-        output, stats = _apply(self.heads[name], ("heads", name), variables, frozen_norms, rngs, taps, image_size,
-                               train=train)
+        output, stats = self._apply(self.heads[name], ("heads", name), variables, frozen_norms, rngs, taps, image_size,
+                                    train=train)
         return output, {"heads": {name: stats}} if stats else {}
 
     def norm_paths(self, variables: Variables) -> tuple[str, ...]:
         """Paths of all BatchNorm modules ('backbone/stage1/block0/bn1'), in the order of the tree."""
         paths = (path.rpartition("/")[0] for path in flatten(variables.get("batch_stats", {})))
         return tuple(dict.fromkeys(paths))
+
+    def _apply(self, module: nn.Module, path: tuple[str, ...], variables: Variables, frozen_norms: frozenset[str],
+               rngs: Mapping[str, jax.Array] | None, *inputs: Any, train: bool) -> tuple[Any, dict[str, Any]]:
+        """The module's output on its own part of `variables`, and its statistics (moved; empty unless `train`)."""
+        own = {name: _descend(tree, path) for name, tree in variables.items() if name in ("params", "batch_stats")}
+        if not train:
+            return module.apply(own, *inputs, train=False), {}
+        prefix = "/".join(path) + "/"
+        frozen = {f"{norm.removeprefix(prefix)}/value": False for norm in frozen_norms if norm.startswith(prefix)}
+        if frozen:
+            own["live"] = unflatten(frozen)
+        if self.stochastic_norm is not None:
+            norms = dict.fromkeys(leaf.rpartition("/")[0] for leaf in flatten(own.get("batch_stats", {})))
+            own["stochastic"] = unflatten({f"{norm}/rate": self.stochastic_norm for norm in norms})
+        output, moved = module.apply(own, *inputs, train=True, mutable=["batch_stats"], rngs=rngs)
+        return output, moved.get("batch_stats", {})
 
     def _backbone(self, name: str) -> Backbone:
         if name not in self.backbones:
@@ -128,7 +152,11 @@ def build_model(spec: ModelSpec, heads: Mapping[str, Component], dtype: Any = jn
 
 
 def _qualify(backbone: str, taps: Taps) -> Taps:
-    return taps if backbone == MAIN else {f"{backbone}/{tap}": value for tap, value in taps.items()}
+    return {_qualified(backbone, tap): value for tap, value in taps.items()}
+
+
+def _qualified(backbone: str, tap: str) -> str:
+    return tap if backbone == MAIN else f"{backbone}/{tap}"
 
 
 def _zeros(shape: Any) -> jax.Array:
@@ -138,20 +166,6 @@ def _zeros(shape: Any) -> jax.Array:
 def _part_keys(key: jax.Array, path: str) -> dict[str, jax.Array]:
     part = jax.random.fold_in(key, np.uint32(zlib.crc32(path.encode())))
     return {"params": part, "dropout": part}
-
-
-def _apply(module: nn.Module, path: tuple[str, ...], variables: Variables, frozen_norms: frozenset[str],
-           rngs: Mapping[str, jax.Array] | None, *inputs: Any, train: bool) -> tuple[Any, dict[str, Any]]:
-    """The module's output on its own part of `variables`, and its statistics (moved; empty unless `train`)."""
-    own = {name: _descend(tree, path) for name, tree in variables.items() if name in ("params", "batch_stats")}
-    prefix = "/".join(path) + "/"
-    frozen = {f"{norm.removeprefix(prefix)}/value": False for norm in frozen_norms if norm.startswith(prefix)}
-    if frozen:
-        own["live"] = unflatten(frozen)
-    if not train:
-        return module.apply(own, *inputs, train=False), {}
-    output, moved = module.apply(own, *inputs, train=True, mutable=["batch_stats"], rngs=rngs)
-    return output, moved.get("batch_stats", {})
 
 
 def _descend(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:

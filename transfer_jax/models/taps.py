@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from transfer_jax.core.errors import UserError
+from transfer_jax.core.interception import edited
 from transfer_jax.core.spec import Component
 
 Taps = dict[str, jax.Array]
@@ -47,7 +48,7 @@ def walk(x: jax.Array, until: str | None, steps: Mapping[str, Callable[[jax.Arra
     """Feeds `x` through `steps` in order and keeps every result, up to and including the step named `until`."""
     taps = {}
     for name, step in steps.items():
-        x = taps[name] = step(x)
+        x = taps[name] = edited(name, step(x))
         if name == until:
             break
     return taps

@@ -7,8 +7,8 @@ are the user's arguments. It returns a float32 scalar, or (scalar, dict of metri
 from transfer_jax.objectives.adversarial import domain_adversarial
 from transfer_jax.objectives.alignment import deep_coral, mmd
 from transfer_jax.objectives.balancing import fixed, initial_log_variances, pcgrad, sum_gradients, uncertainty
-from transfer_jax.objectives.distillation import distillation, features_to_start
-from transfer_jax.objectives.regularizers import batch_spectral_shrinkage, entropy, l2_norm, l2_to_start
+from transfer_jax.objectives.distillation import co_tuning, delta, distillation, features_to_start
+from transfer_jax.objectives.regularizers import batch_spectral_shrinkage, entropy, ewc, l2_norm, l2_to_start
 from transfer_jax.objectives.supervised import (
     binary_cross_entropy,
     cross_entropy,
@@ -25,9 +25,12 @@ TERMS = {
     "dice": dice,
     "l2_to_start": l2_to_start,
     "l2_norm": l2_norm,
+    "ewc": ewc,
     "batch_spectral_shrinkage": batch_spectral_shrinkage,
     "distillation": distillation,
     "features_to_start": features_to_start,
+    "delta": delta,
+    "co_tuning": co_tuning,
     "entropy": entropy,
     "domain_adversarial": domain_adversarial,
     "deep_coral": deep_coral,

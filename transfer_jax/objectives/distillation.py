@@ -38,8 +38,43 @@ def features_to_start(features: jax.Array, start_features: jax.Array, weights: j
       features, start_features: float [B, d] or maps [B, ..., d]; the latter are constants.
       weights: float [B].
     """
+    return _distance(features, start_features, weights, jnp.ones(()), alpha)
+
+
+def delta(features: jax.Array, start_features: jax.Array, weights: jax.Array, channel_weights: jax.Array, *,
+          alpha: float = 0.01) -> jax.Array:
+    """alpha / 2 sum_c a_c mean_xy (f_c - f0_c)^2, mean over the examples: DELTA (Li et al. 2019, section 3).
+
+    `features_to_start` with attention: channels whose loss would be missed are held more. The options of the statistic
+    `channel_weights` are options of the term, which also needs the `task` whose loss counts.
+
+    Args:
+      features, start_features, weights, alpha: as in `features_to_start`.
+      channel_weights: a, float32 [d] with mean 1.
+    """
+    return _distance(features, start_features, weights, channel_weights, alpha)
+
+
+def _distance(features: jax.Array, start_features: jax.Array, weights: jax.Array, channels: jax.Array,
+              alpha: float) -> jax.Array:
     if features.shape != start_features.shape:
-        raise UserError(f"features_to_start: features {list(features.shape)} now, {list(start_features.shape)} at the "
-                        f"start; take both from the same tap")
+        raise UserError(f"features {list(features.shape)} now, but {list(start_features.shape)} at the start; take "
+                        f"both from the same tap")
     squared = jnp.square(features.astype(jnp.float32) - start_features.astype(jnp.float32))
-    return alpha / 2 * weighted_mean(jnp.sum(squared, axis=-1), weights)
+    return alpha / 2 * weighted_mean(jnp.sum(channels * squared, axis=-1), weights)
+
+
+def co_tuning(logits: jax.Array, labels: jax.Array, weights: jax.Array, relationship: jax.Array) -> jax.Array:
+    """Cross-entropy of the source head with p(source class | label): Co-Tuning (You et al. 2020, section 3).
+
+    Keeps the head of the source task (`head`) in use beside the target task's own term; the paper's weight is 2.3. The
+    options of the statistic `relationship` are options of the term, which also needs the target `task`.
+
+    Args:
+      logits: of the source head, float [B, K source].
+      labels: of the target task, int [B].
+      weights: float [B].
+      relationship: float32 [K target, K source], rows sum to 1.
+    """
+    wanted = relationship[labels]
+    return weighted_mean(-jnp.sum(wanted * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1), weights)

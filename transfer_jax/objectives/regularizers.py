@@ -38,6 +38,25 @@ def l2_to_start(parameters: Mapping[str, jax.Array], initial_parameters: Mapping
     return alpha / 2 * total
 
 
+def ewc(parameters: Mapping[str, jax.Array], initial_parameters: Mapping[str, jax.Array],
+        fisher: Mapping[str, jax.Array], *, strength: float = 1.0, include: str = BACKBONES) -> jax.Array:
+    """strength / 2 sum_j F_j (w_j - w0_j)^2: elastic weight consolidation (Kirkpatrick et al. 2017, eq. 3).
+
+    Holds what the model knew of the data that `measured_on` names, through the head `head`, most where F says that it
+    mattered. The options of the statistic `fisher` are options of the term.
+
+    Args:
+      parameters, initial_parameters, include: as in `l2_to_start`.
+      fisher: path -> diagonal of the Fisher information at the start, float32 of the shape of the leaf.
+      strength: lambda.
+    """
+    total = jnp.zeros((), jnp.float32)
+    for path in _chosen("ewc", parameters, include):
+        start = jax.lax.stop_gradient(initial_parameters[path]).astype(jnp.float32)
+        total += jnp.sum(fisher[path] * jnp.square(parameters[path].astype(jnp.float32) - start))
+    return strength / 2 * total
+
+
 def l2_norm(parameters: Mapping[str, jax.Array], *, beta: float = 0.01, include: str = ".*") -> jax.Array:
     """beta / 2 sum_j w_j^2 over the parameters whose whole path matches `include` (arguments as in `l2_to_start`)."""
     total = jnp.zeros((), jnp.float32)

@@ -13,7 +13,9 @@ class TermSpec(Component):
     """One loss term: a function of the registry `TERMS` and where its arguments come from.
 
     `kind` "task" stands for the loss of the task named by `task`. A term reads one stream (`stream`), or several under
-    the role names that its function's parameters carry (`streams={"source": ..., "target": ...}`).
+    the role names that its function's parameters carry (`streams={"source": ..., "target": ...}`). A statistic of the
+    start (`objectives/statistics.py`) is measured over `measured_on`, by default the term's stream, or over about
+    `measured_examples` of it.
     """
 
     stream: str | None = None
@@ -21,6 +23,8 @@ class TermSpec(Component):
     task: str | None = None
     head: str | None = None
     tap: str = "pooled"
+    measured_on: str | None = None
+    measured_examples: int | None = Field(default=None, ge=1)
     weight: float = 1.0
     weight_schedule: Component = Component(kind="constant")
 

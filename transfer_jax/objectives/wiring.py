@@ -10,7 +10,8 @@ single stream):
                   statistics: constants for the gradient
 
 and, without a role: `parameters` and `initial_parameters` (flat path -> array of the trainable leaves now and at
-the stage's start), `apply_head` (array -> output of the term's head), `progress` (0 to 1 through the stage), `key`.
+the stage's start), `apply_head` (array -> output of the term's head), `progress` (0 to 1 through the stage), `key`, and
+the statistics of the start (`fisher` and others of `objectives/statistics.py`), whose options are options of the term.
 Keyword-only parameters are the arguments that a config may set. So a new method is one function in one file.
 """
 
@@ -28,6 +29,7 @@ from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.spec import Component, bind
 from transfer_jax.objectives import TERMS
 from transfer_jax.objectives.spec import TermSpec, UpdateSpec
+from transfer_jax.objectives.statistics import STATISTICS, Statistic
 from transfer_jax.params.schedules import SCHEDULES
 from transfer_jax.tasks import TaskSpec
 
@@ -47,6 +49,7 @@ class Term:
     head: str | None
     label_key: str
     task_kind: str
+    statistics: Mapping[str, Statistic]  # by quantity
 
     @property
     def parameters_needed(self) -> frozenset[str]:
@@ -80,6 +83,7 @@ class Context:
     start_output: Callable[[str, str], jax.Array]
     parameters: Mapping[str, jax.Array]
     initial_parameters: Mapping[str, jax.Array]
+    statistics: Mapping[str, Any]  # of the start, by `statistic_name`
     progress: jax.Array
     key: jax.Array
 
@@ -98,14 +102,48 @@ def make_term(name: str, spec: TermSpec, tasks: Mapping[str, TaskSpec], where: s
     if spec.kind == "task":
         component = Component(kind=task.loss.kind, **{**task.loss.arguments, **spec.arguments})
     parameters = _parameters(TERMS.get(component.kind))
+    component, statistics = _statistics(component, parameters, where)
     function = bind(TERMS, component, "term", where, supplied=tuple(parameters))
     quantities = tuple(_quantity(parameter, spec, where) for parameter in parameters)
     head = spec.head or (task.head if task else None)
     needed = {quantity for _, _, quantity in quantities}
     if head is None and needed & {"logits", "start_logits", "apply_head"}:
         raise UserError(f"{where} (kind {component.kind!r}) needs a head; set head='...' or task='...'")
-    return Term(name, spec, function, quantities, head, task.label if task else "label",
-                task.kind if task else "classification")
+    term = Term(name, spec, function, quantities, head, task.label if task else "label",
+                task.kind if task else "classification", statistics)
+    _check_measurable(term, where)
+    return term
+
+
+def _statistics(component: Component, parameters: list[str], where: str) -> tuple[Component, dict[str, Statistic]]:
+    """The component less the options of the statistics that it asks for, and these, bound."""
+    left, found = component.arguments, {}
+    for name in parameters:
+        if name in STATISTICS:
+            options = inspect.signature(STATISTICS[name]).parameters
+            own = Component(kind=name, **{key: left.pop(key) for key in list(left) if key in options})
+            found[name] = bind(STATISTICS, own, "statistic", where)()
+    return Component(kind=component.kind, **left), found
+
+
+def _check_measurable(term: Term, where: str) -> None:
+    if not term.statistics:
+        return
+    wanted = {"measured_on": measured_stream(term.spec), "head": term.head}
+    wanted |= {"task": term.spec.task} if {"relationship", "channel_weights"} & set(term.statistics) else {}
+    for key, value in wanted.items():
+        if value is None:
+            raise UserError(f"{where} (kind {term.spec.kind!r}) is measured at the start; set {key}='...'")
+
+
+def measured_stream(spec: TermSpec) -> str | None:
+    """The stream over which statistics of the start are measured."""
+    return spec.measured_on or spec.stream
+
+
+def statistic_name(term: Term, quantity: str) -> str:
+    """Under which name a statistic is kept."""
+    return f"{term.name}/{quantity}"
 
 
 def _parameters(function: Callable | None) -> list[str]:
@@ -115,7 +153,7 @@ def _parameters(function: Callable | None) -> list[str]:
 
 
 def _quantity(parameter: str, spec: TermSpec, where: str) -> tuple[str, str, str]:
-    if parameter in SHARED:
+    if parameter in (*SHARED, *STATISTICS):
         return parameter, "", parameter
     for quantity in PER_STREAM:
         if parameter == quantity or parameter.endswith("_" + quantity):
@@ -126,7 +164,7 @@ def _quantity(parameter: str, spec: TermSpec, where: str) -> tuple[str, str, str
             return parameter, role, quantity
     raise UserError(f"{where}: the engine has no quantity called {parameter!r}; it offers "
                     f"{', '.join(PER_STREAM)} (with a role in front, if there are several streams) and "
-                    f"{', '.join(SHARED)}")
+                    f"{', '.join((*SHARED, *STATISTICS))}")
 
 
 def call_term(term: Term, context: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -140,6 +178,8 @@ def call_term(term: Term, context: Context) -> tuple[jax.Array, dict[str, jax.Ar
 def _resolve(term: Term, role: str, quantity: str, context: Context) -> Any:
     if quantity == "apply_head":
         return lambda array: context.apply(term.head, array)
+    if quantity in STATISTICS:
+        return context.statistics[statistic_name(term, quantity)]
     if quantity in SHARED:
         return getattr(context, quantity)
     stream = term.spec.roles[role]
@@ -152,12 +192,13 @@ def _resolve(term: Term, role: str, quantity: str, context: Context) -> Any:
         taps = context.taps[stream] if quantity == "features" else context.start_taps(stream)
         return _entry(taps, term.spec.tap, "tap", f"term {term.name!r}")
     if quantity == "labels":
-        return _labels(term, stream, batch)
+        return labels_of(term, stream, batch)
     key = {"weights": "weight", "domains": "domain"}.get(quantity, quantity)
     return batch.get(key)
 
 
-def _labels(term: Term, stream: str, batch: Mapping[str, jax.Array]) -> jax.Array:
+def labels_of(term: Term, stream: str, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """The labels of the term's task in a batch of this stream."""
     if term.label_key not in batch:
         raise UserError(f"term {term.name!r} needs labels ({term.label_key!r}), but the stream {stream!r} gives "
                         f"{', '.join(batch)}; is it set to labelled=False?")

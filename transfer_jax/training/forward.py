@@ -37,7 +37,7 @@ def merge_statistics(old: Mapping[str, Any], moved: Mapping[str, Any]) -> dict[s
 def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_stats: Any, names: tuple[str, ...],
                  batches: Mapping[str, Batch], *, streams: Mapping[str, Any], key: jax.Array,
                  frozen_norms: frozenset[str], joint: bool, parameters: Mapping[str, jax.Array],
-                 initial: Mapping[str, jax.Array], progress: jax.Array,
+                 initial: Mapping[str, jax.Array], statistics: Mapping[str, Any], progress: jax.Array,
                  start: tuple[Mapping[str, jax.Array], Any]) -> tuple[Context, Callable[[], Any]]:
     """The context that terms read, and a function that returns the statistics after all that they ran.
 
@@ -78,8 +78,8 @@ def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_s
         return result
 
     start_taps, start_output = _start_model(model, start, batches, streams)
-    context = Context(batches, taps, output, apply, start_taps, start_output, parameters, initial, progress,
-                      _named(key, "terms"))
+    context = Context(batches, taps, output, apply, start_taps, start_output, parameters, initial, statistics,
+                      progress, _named(key, "terms"))
     return context, lambda: unflatten({path: jax.lax.stop_gradient(leaf) for path, leaf in flatten(moved).items()})
 
 

@@ -37,9 +37,11 @@ class Constants(NamedTuple):
       initial: the trainable parameters at the stage's start, where a term looks back at it; else empty.
       initial_stats: the statistics at the stage's start, likewise.
       rates: group -> peak learning rate, float32 [S].
+      statistics: what terms know of the start, measured once: see `objectives/statistics.py`.
     """
 
     frozen: Flat
     initial: Flat
     initial_stats: dict[str, Any]
     rates: Flat
+    statistics: dict[str, Any]

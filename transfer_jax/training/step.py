@@ -63,6 +63,7 @@ class Program:
     accumulate: int = 1
     joint_forward: bool = False
     stored_norms: bool = False
+    noise: Callable[[Flat, Flat, jax.Array], Flat] | None = None  # moving leaves, the start, key: see `make_noise`
     ema_decay: float | None = None
     ema_warmup: bool = True
     log_every: int = 50
@@ -146,13 +147,14 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
     frozen_norms = program.frozen_norms(active)
 
     def losses(moving: Flat, batch_stats: Any, batches: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        now, then = (merged(program.peft, leaves) for leaves in ({**held, **moving},
+        run = moving if program.noise is None else program.noise(moving, constants.initial, jax.random.fold_in(key, 2))
+        now, then = (merged(program.peft, leaves) for leaves in ({**held, **run},
                                                                   {**constants.frozen, **constants.initial}))
         context, statistics = make_context(program.model, now, batch_stats, update.streams, batches,
                                            streams=program.streams, key=key, frozen_norms=frozen_norms,
                                            joint=program.joint_forward, parameters={**state.trainable, **moving},
-                                           initial=constants.initial, progress=step / program.total_steps,
-                                           start=(then, constants.initial_stats))
+                                           initial=constants.initial, statistics=constants.statistics,
+                                           progress=step / program.total_steps, start=(then, constants.initial_stats))
         values, metrics = {}, {}
         for term in update.terms:
             value, extra = call_term(term, context)
