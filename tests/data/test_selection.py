@@ -83,3 +83,13 @@ def test_unknown_class_is_named():
         keep_classes(dataset([2, 2]), ["c9"], "stream 's'")
     with pytest.raises(UserError, match="twice"):
         keep_classes(dataset([2, 2]), ["c1", 1], "stream 's'")
+
+
+def test_within_cuts_what_per_class_chose_into_parts():
+    data = dataset([20, 30, 25])
+    chosen = set(select(data, "[:10]", 7).tolist())
+    fit, check = (set(select(data, "[:10]", 7, within=text).tolist()) for text in ("[:80%]", "[80%:]"))
+    assert fit | check == chosen and not fit & check and len(check) == 6
+    assert set(select(data, None, 7, within="[:5]").tolist()) == set(select(data, "[:5]", 7).tolist())
+    with pytest.raises(UserError, match="9 examples per class"):
+        select(data, "[:8]", 7, within="[:9]")

@@ -75,14 +75,14 @@ def _choose(dataset: Dataset, spec: StreamSpec, seeds: tuple[int, ...], bad: fro
     for seed in seeds:
         seed = seed if spec.split_seed is None else spec.split_seed
         if seed not in drawn:
-            drawn[seed] = select(dataset, per_class, seed, bad, where)
+            drawn[seed] = select(dataset, per_class, seed, bad, where, spec.within)
     rows = [drawn[seed if spec.split_seed is None else spec.split_seed] for seed in seeds]
     if len({len(item) for item in rows}) > 1:
         raise UserError(f"{where}: the members have {sorted({len(item) for item in rows})} examples; all must have "
                         "equally many")
     if len(rows[0]) == 0:
-        raise UserError(f"{where}: no example is left (split {spec.split!r}, per_class {per_class!r}, {len(bad)} "
-                        "unreadable); widen the selection")
+        raise UserError(f"{where}: no example is left (split {spec.split!r}, per_class {per_class!r}, within "
+                        f"{spec.within!r}, {len(bad)} unreadable); widen the selection")
     return np.stack(rows)
 
 

@@ -13,27 +13,29 @@ from transfer_jax.data.splits import slice_bounds
 
 
 def select(dataset: Dataset, per_class: str | None, seed: int, bad: frozenset[int] = frozenset(),
-           where: str = "stream") -> np.ndarray:
-    """Rows of `dataset` without those in `bad`, ascending, int32: all of them, or the slice `per_class` of each class.
+           where: str = "stream", within: str | None = None) -> np.ndarray:
+    """Rows of `dataset` without those in `bad`, ascending, int32: all of them, or the slice `per_class` of each class,
+    and of that the slice `within`.
 
     Within a class the rows are ordered by a permutation drawn from (seed, name of the class) before the bad ones
     leave, so the slices of one seed are nested, complementary, and alike whatever other classes there are. A slice
     that counts more examples than a class has is a UserError.
     """
-    if per_class is None:
+    if per_class is None and within is None:
         rows = np.arange(len(dataset), dtype=np.int32)
         return rows[~np.isin(rows, list(bad))] if bad else rows
     labels = dataset.labels
     if labels is None:
-        raise UserError(f"{where}: the data set has no labels, so labels_per_class and per_class cannot be used; "
-                        "take a part of it with split='train[:10%]'")
+        raise UserError(f"{where}: the data set has no labels, so labels_per_class, per_class and within cannot be "
+                        "used; take a part of it with split='train[:10%]'")
     chosen = []
     for number, name in enumerate(dataset.class_names):
         members = np.flatnonzero(labels == number).astype(np.int32)
         ordered = members[order.permute(np.arange(len(members)), zlib.crc32(name.encode()), max(len(members), 1), seed)]
         ordered = ordered[~np.isin(ordered, list(bad))] if bad else ordered
-        start, stop = _bounds(per_class, len(ordered), name, where)
-        chosen.append(ordered[start:stop])
+        for text in filter(None, (per_class, within)):
+            ordered = ordered[slice(*_bounds(text, len(ordered), name, where))]
+        chosen.append(ordered)
     return np.sort(np.concatenate(chosen)).astype(np.int32)
 
 

@@ -16,7 +16,8 @@ class StreamSpec(Spec):
     Which examples: `data` and `split` (TFDS syntax), then `classes` (kept, renumbered in this order), then
     `per_class`, a slice such as '[:10]' or '[80%:]' of every class in an order drawn from `split_seed` (None: the seed
     of the member, so that all methods of one seed share their splits). `labels_per_class=N` is `per_class='[:N]'`:
-    5 labels are a subset of 10, and '[:10]' and '[10:]' share nothing.
+    5 labels are a subset of 10, and '[:10]' and '[10:]' share nothing. `within` slices each class once more: '[:80%]'
+    and '[80%:]' are two parts of whatever was chosen, say to fit and to choose.
 
     How prepared: images are resized on reading to `image_size` (height, width; `fit`: 'stretch' or 'crop' the centre;
     with `resize` the centre of the image that was resized to that first, one number for its shorter side, two for
@@ -33,6 +34,7 @@ class StreamSpec(Spec):
     classes: tuple[str | int, ...] | None = None
     labels_per_class: int | None = pydantic.Field(None, ge=1)
     per_class: str | None = None
+    within: str | None = None
     split_seed: int | None = None
     domain: str = ""
     labelled: bool = True

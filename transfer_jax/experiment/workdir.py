@@ -35,7 +35,7 @@ class Workdir:
         new = json.loads(spec.model_dump_json())
         old = self.read_json("config.json")
         if old is not None and not allow_config_change:
-            lines = [line for line in differences(old, new)
+            lines = [line for line in differences(_with_defaults(old), new)
                      if line.split(":")[0].split(".")[0] not in FREE_TO_CHANGE]
             if lines:
                 raise UserError(f"{self.path} holds a run with another config ({'; '.join(lines[:8])}"
@@ -77,3 +77,11 @@ class Workdir:
         records = {stage: record for stage in stages if (record := self.record(stage)) is not None}
         write_json(self.path / "stages.json", {stage: record["info"] for stage, record in records.items()})
         write_json(self.path / "results.json", [row for record in records.values() for row in record["results"]])
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored config with the settings that came into being after it was written, at their defaults."""
+    try:
+        return json.loads(build(ExperimentSpec, config).model_dump_json())
+    except UserError:  # it has a setting that is gone: that is a difference to tell of
+        return config

@@ -1,0 +1,121 @@
+"""Advice follows from what is measured, says why, never looks at test data, and runs as it says."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tiny_experiment import command, config, read_json, write_config
+
+from transfer_jax.core.spec import build
+from transfer_jax.evaluation.probes import Row
+from transfer_jax.experiment.advising import (
+    Evidence,
+    advise,
+    proxy_distance,
+    recipe_reference,
+    setting_of,
+    shortened,
+    with_recipe,
+)
+from transfer_jax.experiment.spec import ExperimentSpec
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation():
+    """The compiler's own settings: a probe's loops run for longer than they compile."""
+
+
+def evidence(accuracies, examples=300, classes=10, distance=None):
+    rows = {f"stage{i}": Row("logistic", value, value - 0.05, value + 0.05, examples)
+            for i, value in enumerate(accuracies, 1)}
+    return Evidence(examples, classes, rows, accuracies[-1] - 0.1, distance, {"logme": 0.5})
+
+
+@pytest.mark.parametrize(("accuracies", "examples", "situation", "recipe"), [
+    ([0.3, 0.5, 0.8], 300, "small_similar", "linear_probe"),
+    ([0.5, 0.8, 0.6], 300, "small_different", "truncate(tap=stage2)"),
+    ([0.3, 0.5, 0.8], 3000, "large_similar", "lp_ft"),
+    ([0.5, 0.8, 0.6], 3000, "large_different", "situation(data=large_different)"),
+    ([0.5, 0.801, 0.8], 300, "small_similar", "linear_probe")])  # within the error
+def test_the_four_situations(accuracies, examples, situation, recipe):
+    found = advise(evidence(accuracies, examples))
+    assert (found.situation, found.recipe) == (situation, recipe) and found.candidates[0] == recipe
+    assert len(set(found.candidates)) == len(found.candidates) >= 3
+    assert f"{examples} examples of 10 classes" in found.reasons[0]
+    assert advise(evidence(accuracies, examples), small=1).situation.startswith("large")
+
+
+def test_a_distance_is_told_where_it_was_measured():
+    assert not any("distance" in reason for reason in advise(evidence([0.5, 0.8])).reasons)
+    assert any("distance of 1.50" in reason for reason in advise(evidence([0.5, 0.8], distance=1.5)).reasons)
+
+
+def test_the_proxy_distance_is_0_for_equal_and_2_for_separable_sets():
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(400, 4)).astype(np.float32)
+    same, far = draw.normal(size=(300, 4)).astype(np.float32), x + 20
+    assert proxy_distance(x, same) < 0.3
+    assert proxy_distance(x, far) == pytest.approx(2.0)
+    assert proxy_distance(x, same) == proxy_distance(x, same)
+
+
+@pytest.fixture
+def tiny(digits_file):
+    values = config(digits_file, {"model.backbones.backbone.norm": "batch"})
+    return {**values, "stages": {"pretrain": values["stages"]["pretrain"]}}
+
+
+def test_the_held_out_fifth_is_no_test_data_and_shares_nothing(tiny):
+    spec = shortened(tiny, 0.5)
+    assert spec.stages["pretrain"].steps == 3 and spec.stages["pretrain"].evaluate == {"check": "digits"}
+    fit, check = spec.streams["train"], spec.streams["check"]
+    assert (fit.within, check.within, check.split, fit.split) == ("[:80%]", "[80%:]", "train", "train")
+
+
+def test_a_config_without_a_recipe_argument_gets_its_stages_written_over(tiny, tmp_path):
+    path = write_config(tmp_path, tiny)
+    setting = setting_of(build(ExperimentSpec, tiny))
+    assert (setting.steps, setting.stream, setting.evaluate, setting.name) == (6, "train", ("test",), "digits")
+    spec = build(ExperimentSpec, with_recipe(str(path), (), "partial(k=1)"))
+    assert list(spec.stages) == ["partial"] and spec.tasks["digits"].head == "digits"
+
+
+def test_recipe_reference_replaces_the_recipe():
+    assert recipe_reference("c.py:a=1,recipe=x,b=2", "y") == "c.py:a=1,b=2,recipe=y"
+    assert recipe_reference("c.py", "y") == "c.py:recipe=y"
+
+
+def test_the_command_advises_and_verifies(tiny, tmp_path):
+    path = write_config(tmp_path / "config", tiny)
+    done = command("advise", "--config", path, "--source", "train", "--verify", "--share", "1", "--workdir",
+                   tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "situation: small" in done.stdout and "recipe:" in done.stdout and "trained briefly" in done.stdout
+    advice = read_json(tmp_path / "run" / "advice.json")
+    assert set(advice["verified"]) == set(advice["candidates"]) and advice["recipe"] in advice["candidates"]
+    found = advice["evidence"]
+    assert (found["examples"], found["classes"]) == (240, 10) and list(found["by_tap"])[-1] == "pooled"
+    assert 0 < found["halved"] <= 1 and all(row["count"] == 240 for row in found["by_tap"].values())
+    assert found["distance"] < 0.2  # the same data
+    best = max(np.mean(values) for values in advice["verified"].values())
+    assert np.mean(advice["verified"][advice["recipe"]]) == best
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (("--verify",), "--workdir DIR"), (("--share", "2"), "--share 2.0"), (("--source", "sorce"), "unknown stream"),
+    (("--smal", "3"), "did you mean --small")])
+def test_what_does_not_fit_is_one_sentence(flags, words, tiny, tmp_path):
+    done = command("advise", "--config", write_config(tmp_path, tiny), *flags)
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_advice_is_for_classification(digits_file, tmp_path):
+    values = config(digits_file)
+    for stage in values["stages"].values():
+        stage["objective"] = {}
+    done = command("advise", "--config", write_config(tmp_path, values))
+    assert done.returncode == 2 and "no stage of the config learns from labels" in done.stderr
+
+
+def test_advice_is_kept_as_plain_values():
+    assert dataclasses.asdict(advise(evidence([0.5, 0.8])))["evidence"]["by_tap"]["stage1"]["accuracy"] == 0.5

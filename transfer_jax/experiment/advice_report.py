@@ -1,0 +1,64 @@
+"""Advice for people: tables in the terminal, reasons in sentences, the command to run, and `advice.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from transfer_jax.core.config import load_config
+from transfer_jax.core.errors import UserError, unknown
+from transfer_jax.core.spec import build
+from transfer_jax.experiment.advising import Advice, advise, measure, recipe_reference, takes_recipe, verify
+from transfer_jax.experiment.spec import ExperimentSpec
+from transfer_jax.training.checkpoint import write_json
+from transfer_jax.training.progress import output_console, print_table
+
+
+def give_advice(config: str, overrides: Sequence[str] = (), *, source: str | None = None, small: int = 100,
+                verified: bool = False, share: float = 0.3, workdir: Path | None = None) -> Advice:
+    """Measures, advises, prints and, with a workdir, writes `advice.json`; see the command `advise`."""
+    if verified and workdir is None:
+        raise UserError("--verify trains models and needs a folder for them; add --workdir DIR")
+    if not 0 < share <= 1 or small < 1:
+        raise UserError(f"--share {share} and --small {small} do not fit; use a share up to 1 and a number above 0")
+    spec = build(ExperimentSpec, load_config(config, overrides))
+    if source is not None and source not in spec.streams:
+        raise unknown("stream", source, spec.streams, "--source")
+    found = advise(measure(spec, source), small)
+    if verified:
+        found = verify(found, config, overrides, workdir / "verify", share)
+    show(found, config)
+    if workdir is not None:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "advice.json", {**dataclasses.asdict(found), "config": config, "overrides": [*overrides]})
+    return found
+
+
+def show(advice: Advice, config: str) -> None:
+    """Prints the evidence, the reasons and the command."""
+    console = output_console()
+    rows = [(tap, f"{row.accuracy:.3f}", f"{row.low:.3f} to {row.high:.3f}")
+            for tap, row in advice.evidence.by_tap.items()]
+    print_table(("features behind", "linear probe", "95 % interval"), rows, console)
+    scores = [(name, f"{value:.4g}") for name, value in advice.evidence.scores.items()]
+    print_table(("transferability", "value"), scores, console)
+    if advice.verified:
+        print_table(("trained briefly", "accuracy", "seeds"),
+                    [(recipe, f"{np.mean(values):.3f}", ", ".join(f"{value:.3f}" for value in values))
+                     for recipe, values in advice.verified.items()], console)
+    print(f"\nsituation: {advice.situation.replace('_', ', ')}")
+    for reason in advice.reasons:
+        print(f"  - {reason}")
+    print(f"recipe: {advice.recipe}")
+    print(f"  {command(advice, config)}")
+
+
+def command(advice: Advice, config: str) -> str:
+    """What to run."""
+    if takes_recipe(config):
+        return f"python -m transfer_jax.train --config '{recipe_reference(config, advice.recipe)}' --workdir runs/mine"
+    return (f"in the config: **transfer_jax.recipes.expand({advice.recipe!r}, Setting(...)) in place of model, "
+            "pretrained, tasks and stages")
