@@ -50,7 +50,7 @@ class Probe:
 
 
 PROBES = {
-    "logistic": Probe(None, tuple(10.0 ** -np.arange(7)), "penalty"),
+    "logistic": Probe(None, tuple(10.0 ** np.arange(1, -7, -1)), "penalty"),
     "ridge": Probe(classifiers.ridge, tuple(10.0 ** np.arange(2, -6, -1)), "penalty"),
     "lda": Probe(classifiers.discriminant, (0.9, 0.5, 0.2, 0.1, 0.03, 0.01, 1e-3, 1e-4), "shrinkage"),
     "linear_svm": Probe(classifiers.linear_svm, (1e-4, 1e-3, 1e-2, 0.1, 1.0), "C", costly=True),

@@ -1,0 +1,208 @@
+"""Which source model for these data: transferability scores and probes before any fine-tuning, side by side, and how
+well each of them foretold the fine-tuned result where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+from scipy.stats import rankdata, weightedtau
+
+from transfer_jax.core.config import load_config
+from transfer_jax.core.errors import UserError
+from transfer_jax.core.spec import build, plain
+from transfer_jax.evaluation import probes
+from transfer_jax.evaluation.transferability import FEATURE_SCORES, PREDICTION_SCORES, transferability
+from transfer_jax.experiment.features import HEAD, extract, fresh_model
+from transfer_jax.experiment.runner import Runner
+from transfer_jax.experiment.spec import ExperimentSpec
+from transfer_jax.models import build_backbone
+from transfer_jax.models.model import MAIN
+from transfer_jax.pretrained.description import describe
+from transfer_jax.pretrained.sources import fetch
+from transfer_jax.training.checkpoint import write_json
+from transfer_jax.training.progress import output_console, print_table
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "finetune.py"
+SOURCE = "source"  # the head that keeps the source's own classes
+CLASSES = "source_classes="
+PROBED = ("logistic", "knn")
+SCORES = (*PREDICTION_SCORES, *FEATURE_SCORES)
+
+
+@dataclass
+class Candidate:
+    """One source model.
+
+    Attributes:
+        name: short and unique.
+        reference: the config with its arguments.
+        classes: number of the source's own classes, where the source does not tell it itself.
+        scores: by name; a score that does not apply is absent.
+        intervals: of the probes' accuracies.
+        truth: accuracy after fine-tuning, mean over seeds.
+    """
+
+    name: str
+    reference: str
+    classes: int | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    truth: float | None = None
+
+
+def rank(weights: Sequence[str], data: str, common: str = "", tap: str = "pooled", workdir: Path | None = None,
+         config: Path = CONFIG, cache_folder: Path | None = None) -> list[Candidate]:
+    """Scores every source on the data, the best by mean rank first.
+
+    Args:
+        weights: 'SRC' or 'SRC,key=value,...', arguments of the config for this source alone, such as `source_classes`,
+            where a source does not tell how many classes its own head has.
+        common: 'key=value,...' for all sources that do not say otherwise.
+        workdir: where each source is fine-tuned as the config says; None: no fine-tuning.
+    """
+    if len(weights) < 2:
+        raise UserError("give two or more sources with --weights; one alone has no rank")
+    found = [candidate_of(name, source, f"{config}:data={data}", common)
+             for name, source in zip(short_names(weights), weights, strict=True)]
+    specs = [build(ExperimentSpec, load_config(candidate.reference)) for candidate in found]
+    for spec in specs:
+        build_backbone(spec.model.backbones[MAIN])  # a misspelt one shows before the others take their time
+    for candidate in found:
+        plain_start = build(ExperimentSpec, load_config(f"{candidate.reference},recipe=linear_probe"))
+        score(candidate, plain_start, tap, cache_folder)
+    for candidate, spec in zip(found, specs, strict=True) if workdir is not None else ():
+        candidate.truth = finetuned(spec, workdir / candidate.name)
+    return sorted(found, key=lambda candidate: mean_ranks(found)[candidate.name])
+
+
+def candidate_of(name: str, source: str, start: str, common: str) -> Candidate:
+    """The candidate of one item of `weights`."""
+    weights, *own = source.split(",")
+    reference = ",".join(filter(None, (start, f"weights={weights}", common, *own)))
+    told = [part.removeprefix(CLASSES) for part in reference.split(",") if part.startswith(CLASSES)]
+    if told and not (told[-1].isdigit() and int(told[-1]) > 1):
+        raise UserError(f"--weights {source}: {CLASSES}{told[-1]} is no number of classes; give 2 or more")
+    return Candidate(name, reference, int(told[-1]) if told else None)
+
+
+def short_names(weights: Sequence[str]) -> list[str]:
+    """A readable name for each source, fit for a folder."""
+    sources = [source.partition(",")[0].rstrip("/") for source in weights]
+    names = [Path(source).stem if Path(source).exists() and Path(source).is_file() else
+             source.rpartition("/")[2] for source in sources]
+    if len(set(names)) < len(names):
+        names = [f"{number}-{name}" for number, name in enumerate(names, 1)]
+    return names
+
+
+def score(candidate: Candidate, spec: ExperimentSpec, tap: str, cache_folder: Path | None = None) -> None:
+    """Fills in the scores: transferability of the training examples, and probes answered on the evaluation."""
+    source = spec.pretrained[MAIN].source if MAIN in spec.pretrained else ""
+    if not source:
+        raise UserError(f"the source {candidate.name!r} has no pretrained parameters; name weights")
+    head = source_head(spec, source, candidate.classes)
+    assembly, variables = fresh_model(with_head(spec, head))
+    taps = (tap, HEAD + SOURCE) if head else (tap,)
+    train, test = (extract(assembly, variables, stream, taps, cache_folder=cache_folder)
+                   for stream in ("train", "evaluation"))
+    features = np.asarray(train.tap(tap), np.float64)
+    probabilities = softmax(np.asarray(train.tap(HEAD + SOURCE), np.float64), axis=1) if head else None
+    try:
+        candidate.scores = transferability(features, train.y, probabilities)
+    except ValueError as error:
+        raise UserError(f"{candidate.name} on these data: {error}") from error
+    rows = probes.table((train.tap(tap), train.y), (test.tap(tap), test.y), methods=PROBED,
+                        classes=len(train.class_names))
+    for row in rows:
+        name = "linear_probe" if row.method == "logistic" else "knn_probe"
+        candidate.scores[name], candidate.intervals[name] = row.accuracy, (row.low, row.high)
+
+
+def source_head(spec: ExperimentSpec, source: str, classes: int | None) -> dict[str, Any] | None:
+    """The classifier that the source was published with, or None where nobody tells of how many classes."""
+    if classes is None:
+        told = describe(fetch(source).path, source).head
+        return dict(told) if told else None
+    classifier = build_backbone(spec.model.backbones[MAIN]).classifier
+    if classifier is None:
+        raise UserError(f"{source}: {CLASSES}{classes}, but its backbone has no classifier; leave it out")
+    return {**classifier.model_dump(), "classes": classes}
+
+
+def with_head(spec: ExperimentSpec, head: Mapping[str, Any] | None) -> ExperimentSpec:
+    """The experiment with the source's own head beside its others."""
+    if head is None:
+        return spec
+    values = plain(spec.model_dump())
+    values["model"]["heads"][SOURCE] = dict(head)
+    values["pretrained"][MAIN]["head"] = SOURCE
+    return build(ExperimentSpec, values)
+
+
+def finetuned(spec: ExperimentSpec, folder: Path) -> float:
+    """Mean accuracy over the seeds at the end of the last stage; a finished run is read, a stopped one goes on."""
+    runner = Runner(spec, folder)
+    runner.run()
+    last = list(spec.stages)[-1]
+    row = next(row for row in runner.workdir.record(last)["results"] if row["selection"] == "last")
+    return float(np.mean([np.nan if value is None else value for value in row["metrics"]["accuracy"]]))
+
+
+def mean_ranks(candidates: Sequence[Candidate]) -> dict[str, float]:
+    """Candidate -> mean of its ranks (1 is best, equals share) over the scores that all of them have."""
+    common = [name for name in score_names(candidates) if all(name in c.scores for c in candidates)]
+    ranks = [rankdata([-c.scores[name] for c in candidates]) for name in common]
+    return dict(zip([c.name for c in candidates], np.mean(ranks, axis=0).tolist(), strict=True))
+
+
+def score_names(candidates: Sequence[Candidate]) -> list[str]:
+    """Names of the scores that any candidate has, probes last."""
+    return [name for name in (*SCORES, "linear_probe", "knn_probe") if any(name in c.scores for c in candidates)]
+
+
+def agreement(candidates: Sequence[Candidate], name: str) -> float | None:
+    """Weighted Kendall's tau (Vigna 2015) of a score and the truth over the candidates that have both; None for fewer
+    than two, or where all are equal."""
+    pairs = [(c.scores[name], c.truth) for c in candidates if name in c.scores and c.truth is not None]
+    if len(pairs) < 2:
+        return None
+    tau = float(weightedtau(*zip(*pairs, strict=True)).statistic)
+    return tau if np.isfinite(tau) else None
+
+
+def show(candidates: Sequence[Candidate], title: str, out: Path | None) -> None:
+    """Prints one table, a column a source, and writes it as JSON."""
+    finetuned = all(c.truth is not None for c in candidates)
+    rows = [[name, *(_cell(c, name) for c in candidates), *([_tau(candidates, name)] if finetuned else [])]
+            for name in score_names(candidates)]
+    ranks = mean_ranks(candidates)
+    rows.append(["mean rank", *(f"{ranks[c.name]:.2f}" for c in candidates), *([""] if finetuned else [])])
+    if finetuned:
+        rows.append(["fine-tuned accuracy", *(f"{c.truth:.4f}" for c in candidates), ""])
+    columns = ("score", *(c.name for c in candidates), *(["weighted tau"] if finetuned else []))
+    print_table(columns, rows, output_console(), title)
+    print("larger is better; no score alone is reliable, look at all of them")
+    if out is not None:
+        write_json(out, {"order": [c.name for c in candidates], "mean_rank": ranks, "sources": {
+            c.name: {"config": c.reference, "scores": c.scores, "intervals": c.intervals, "finetuned": c.truth}
+            for c in candidates}, "weighted_tau": {name: agreement(candidates, name) for name in
+                                                   score_names(candidates)} if finetuned else None})
+
+
+def _cell(candidate: Candidate, name: str) -> str:
+    if name not in candidate.scores:
+        return "-"
+    if name in candidate.intervals:
+        low, high = candidate.intervals[name]
+        return f"{candidate.scores[name]:.4f} ({low:.2f} to {high:.2f})"
+    return f"{candidate.scores[name]:.4f}"
+
+
+def _tau(candidates: Sequence[Candidate], name: str) -> str:
+    tau = agreement(candidates, name)
+    return "-" if tau is None else f"{tau:+.2f}"
