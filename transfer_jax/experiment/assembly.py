@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from typing import Any
@@ -15,8 +16,10 @@ from transfer_jax.core.spec import Component, lookup
 from transfer_jax.data import open_stream
 from transfer_jax.evaluation import METRICS
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
+from transfer_jax.experiment.staying import all_methods
 from transfer_jax.models import HEADS
 from transfer_jax.models.model import Model, build_model
+from transfer_jax.params.inserts import Outline, make_insert, outline_of
 from transfer_jax.tasks import TASKS, head_outputs
 from transfer_jax.training.mesh import make_mesh, replicate
 
@@ -90,7 +93,15 @@ class Assembly:
 
     @functools.cached_property
     def model(self) -> Model:
-        return build_model(self.spec.model, self.sized_heads, DTYPES[self.spec.precision])
+        model = build_model(self.spec.model, self.sized_heads, DTYPES[self.spec.precision])
+        inserts = {name: make_insert(method, f"peft.{name}") for name, method in all_methods(self.spec).items()}
+        return dataclasses.replace(model, inserts=inserts)
+
+    @functools.cached_property
+    def outlines(self) -> dict[str, Outline]:
+        """What the backbones compute, for methods that insert something into them."""
+        return {name: outline_of(backbone, self.example_inputs[name]) for name, backbone in self.model.backbones.items()
+                if name in self.example_inputs}
 
     def _sized(self, head: Component, task: str) -> Component:
         parameters = inspect.signature(lookup(HEADS, head.kind, "head", f"model.heads of task {task!r}")).parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +21,13 @@ from transfer_jax.core.spec import Component, build
 from transfer_jax.data import StreamSpec, preprocessing
 from transfer_jax.experiment.assembly import DTYPES, Assembly
 from transfer_jax.experiment.evaluators import labelled
-from transfer_jax.experiment.results import stage_result
+from transfer_jax.experiment.low_rank_files import write_low_rank
+from transfer_jax.experiment.results import stage_variables, with_peft
+from transfer_jax.experiment.staying import all_methods
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.models.model import MAIN, Model, ModelSpec, build_model
+from transfer_jax.params.inserts import PREFIX, make_insert
+from transfer_jax.params.peft import PeftSpec
 from transfer_jax.pretrained.conversion import HEAD, STATISTICS
 from transfer_jax.pretrained.description import Description
 from transfer_jax.tasks import TaskSpec, predict
@@ -41,18 +46,24 @@ def exported_stage(assembly: Assembly) -> str:
 
 def export_model(assembly: Assembly, workdir: Workdir, folder: Path, stage: str | None = None, seed: int | None = None,
                  select: str = "last") -> Path:
-    """Writes parameters, statistics and description of one seed of a stage's result to `folder`."""
+    """Writes parameters, statistics and description of one seed of a stage's result to `folder`, and leaves of
+    `lora` and `dora` alone to `folder/peft/`."""
     spec = assembly.spec
     stage = stage or exported_stage(assembly)
     seed = spec.seeds[0] if seed is None else seed
     if seed not in spec.seeds:
         raise UserError(f"the run has no seed {seed}; it has {', '.join(map(str, spec.seeds))}")
-    params, batch_stats = stage_result(workdir, spec, stage, select)
+    own, methods = stage_variables(workdir, spec, stage, select), spec.stages[stage].peft
+    params, batch_stats = with_peft(methods, own)
     index = spec.seeds.index(seed)
     tensors = {f"params/{path}": leaf for path, leaf in params.items() if not path.startswith("objective/")}
     tensors |= {f"batch_stats/{path}": leaf for path, leaf in flatten(batch_stats).items()}
+    write_low_rank(folder, methods, {path: np.asarray(leaf)[index] for path, leaf in own[0].items()
+                                     if path.startswith(PREFIX)}, assembly.model)
     _write(folder, {name: np.asarray(leaf)[index] for name, leaf in tensors.items()},
-           _description(assembly, stage, seed, select))
+           _description(assembly, stage, seed, select, {
+               name: method for name, method in all_methods(spec).items()
+               if any(path.startswith(f"{PREFIX}{name}/") for path in params)}))
     return folder
 
 
@@ -89,7 +100,8 @@ def _write(folder: Path, tensors: Mapping[str, np.ndarray], description: Mapping
     write_json(folder / DESCRIPTION, description)
 
 
-def _description(assembly: Assembly, stage: str, seed: int, select: str) -> dict[str, Any]:
+def _description(assembly: Assembly, stage: str, seed: int, select: str,
+                 methods: Mapping[str, PeftSpec]) -> dict[str, Any]:
     spec = assembly.spec
     tasks = {}
     for name, task in spec.tasks.items():
@@ -102,7 +114,8 @@ def _description(assembly: Assembly, stage: str, seed: int, select: str) -> dict
                                for key in spec.streams[stream].inputs.values())))}
     heads = {name: {"kind": head.kind, **head.arguments} for name, head in assembly.sized_heads.items()}
     return {"format": 1, "transfer_jax": __version__, "experiment": spec.name, "stage": stage, "seed": seed,
-            "select": select, "precision": spec.precision,
+            "select": select, "peft": {name: json.loads(method.model_dump_json()) for name, method in methods.items()},
+            "precision": spec.precision,
             "model": {**json.loads(spec.model.model_dump_json()), "heads": heads}, "tasks": tasks}
 
 
@@ -120,7 +133,10 @@ class ExportedModel:
         except (json.JSONDecodeError, SafetensorError) as error:
             raise UserError(f"{folder} is damaged ({error}); export the model again") from error
         model = build(ModelSpec, self.description["model"], str(folder / DESCRIPTION))
-        self.model: Model = build_model(model, model.heads, DTYPES[self.description["precision"]])
+        inserts = {name: make_insert(build(PeftSpec, method), f"peft.{name}")
+                   for name, method in self.description.get("peft", {}).items()}
+        self.model: Model = dataclasses.replace(
+            build_model(model, model.heads, DTYPES[self.description["precision"]]), inserts=inserts)
         self.variables = {kind: unflatten({name.removeprefix(f"{kind}/"): leaf for name, leaf in tensors.items()
                                            if name.startswith(f"{kind}/")}) for kind in ("params", "batch_stats")}
 

@@ -64,12 +64,15 @@ def weighted(found: Sequence[tuple[Flat, Any]], weights: Sequence[float]) -> tup
 
 def stage_result(workdir: Workdir, spec: ExperimentSpec, stage: str, select: str, step: int | None = None) -> Any:
     """Parameters and statistics that a finished stage left in its checkpoint."""
+    return with_peft(spec.stages[stage].peft, stage_variables(workdir, spec, stage, select, step))
+
+
+def stage_variables(workdir: Workdir, spec: ExperimentSpec, stage: str, select: str, step: int | None = None) -> Any:
+    """The same with the stage's leaves of `peft` beside the others."""
     found = workdir.checkpoints(stage).restore(step=step)
     if found is None:
         raise UserError(f"{workdir.path} has no checkpoint of stage {stage!r}; run it first")
-    ema = spec.stages[stage].ema
-    variables = variables_of(found[1], select, bool(ema and ema.use), f"stage {stage!r}")
-    return with_peft(spec.stages[stage].peft, variables)
+    return variables_of(found[1], select, spec.stages[stage].averaged, f"stage {stage!r}")
 
 
 def with_peft(specs: Mapping[str, PeftSpec], variables: tuple[Flat, Any]) -> tuple[Flat, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transfer_jax.evaluation.evaluator import Scores
 from transfer_jax.experiment import results
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.evaluators import Evaluators, labelled
+from transfer_jax.experiment.low_rank_files import low_rank_start
 from transfer_jax.experiment.measuring import Measuring
 from transfer_jax.experiment.pretraining import with_pretrained
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
@@ -89,9 +91,10 @@ class Runner:
         previous = {"previous": before or "fresh"}
         found = [self._source(stage, previous.get(init, init), ready) for init in stage.sources]
         params, stats = results.weighted(found, list(stage.sources.values()))
-        params = {path: jnp.asarray(params[path]) for path in random}
+        params = {path: jnp.asarray(params[path]) for path in (*random, *ready.inherited)}
         params = renew(params, random, stage.new, where)
         params |= added_parameters(ready, params, self.spec.seeds)
+        params |= low_rank_start(ready, params, self.assembly)
         return params, jax.tree.map(jnp.asarray, stats)
 
     def drawn(self, stage: StageSpec, where: str) -> tuple[Flat, Any]:
@@ -111,7 +114,7 @@ class Runner:
         if init.startswith("checkpoint:"):
             skipped = frozenset(path for path, leaf in renew(random, dict.fromkeys(random), stage.new, where).items()
                                 if leaf is None)
-            shapes = {path: leaf for path, leaf in ready.shapes.items() if path in random}
+            shapes = {path: leaf for path, leaf in ready.shapes.items() if path in random or path in ready.inherited}
             one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), random_stats)
             params, stats = results.from_checkpoint(init.partition(":")[2], stage.select, shapes, one,
                                                     self.assembly.members, skipped)
@@ -128,6 +131,17 @@ class Runner:
         self._results[stage] = jax.device_get(variables)
 
 
+@dataclass
+class Begun:
+    """A stage at its step 0: state, data, numbers that decide its draws, metrics, and how to measure the start."""
+
+    state: State
+    feeds: dict[str, Any]
+    seeds: dict[str, Any]
+    names: list[str]
+    measure: Callable[[], dict[str, Any]]
+
+
 class StageRun:
     """One stage of a run: prepare, resume or start, train, evaluate, record."""
 
@@ -142,12 +156,12 @@ class StageRun:
         self.best: dict[str, Any] = {}
         self.constants = Constants({}, {}, {}, {}, {})
         self.seconds = 0.0
-        self.averaged = bool(self.spec.ema and self.spec.ema.use)
+        self.averaged = self.spec.averaged
         self.measured: set[int] = set()  # steps whose scores an earlier process has logged
         check_selection(runner.spec, self.spec, f"config.stages.{name}")
 
-    def run(self) -> None:
-        """Trains what is left of the stage and records its result."""
+    def begin(self) -> Begun:
+        """The stage at its step 0; statistics of the start are blank until `measure_start`."""
         runner, program = self.runner, self.ready.program
         assembly = runner.assembly
         params, batch_stats = runner.start_variables(self.spec, self.ready, self.before)
@@ -158,16 +172,27 @@ class StageRun:
         names = self._metric_names(params, batch_stats, unknown, feeds, seeds)
         blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), unknown)
         state, self.constants = self.ready.start(params, batch_stats, len(names), assembly.members, blank)
+        return Begun(state, feeds, seeds, names, lambda: measuring.values(params, batch_stats))
+
+    def measure_start(self, begun: Begun) -> None:
+        """Measures what terms have to know of the start."""
+        self.constants = self.constants._replace(statistics=begun.measure())
+
+    def run(self) -> None:
+        """Trains what is left of the stage and records its result."""
+        runner, program = self.runner, self.ready.program
+        assembly, begun = runner.assembly, self.begin()
         if self.spec.best:
-            self.best = results.start_best(assembly.members, state.trainable, state.batch_stats)
-        step, state = self._resume(state)
+            self.best = results.start_best(assembly.members, begun.state.trainable, begun.state.batch_stats)
+        step, state = self._resume(begun.state)
         if step == 0:
-            self.constants = self.constants._replace(statistics=measuring.values(params, batch_stats))
+            self.measure_start(begun)
         self._show_groups()
         self.progress.start_stage(self.spec.title or self.name, program.total_steps, step)
         self._began = time.monotonic()
         if step < program.total_steps:
-            state = train(program, *replicate(assembly.mesh, (state, self.constants)), feeds, seeds, step, names,
+            state = train(program, *replicate(assembly.mesh, (state, self.constants)), begun.feeds, begun.seeds, step,
+                          begun.names,
                           Cadence(runner.spec.log_every, self.spec.eval_every, runner.spec.checkpoint_every),
                           self._hooks(), self.stop, runner.spec.steps_per_dispatch)
             self.seconds += time.monotonic() - self._began
@@ -244,7 +269,7 @@ class StageRun:
         keeps it if it is the best so far."""
         variables = self._variables(state, self.averaged)
         found = self._scores(variables, examples)
-        if self.spec.ema:
+        if self.spec.ema or self.spec.schedule_free:
             prefix = "raw_" if self.averaged else "ema_"
             for label, scores in self._scores(self._variables(state, not self.averaged)).items():
                 found[label].metrics |= {prefix + key: value for key, value in scores.metrics.items()}

@@ -10,6 +10,7 @@ from transfer_jax.core.spec import Component, Spec
 from transfer_jax.data.spec import StreamSpec
 from transfer_jax.models.model import ModelSpec
 from transfer_jax.objectives.spec import ObjectiveSpec
+from transfer_jax.params.optimizers import SCHEDULE_FREE
 from transfer_jax.params.partition import GroupSpec
 from transfer_jax.params.peft import PeftSpec
 from transfer_jax.params.weight_noise import WeightNoiseSpec
@@ -87,8 +88,20 @@ class StageSpec(Spec):
         """Where parameters come from -> its weight."""
         return {self.init: 1.0} if isinstance(self.init, str) else dict(self.init)
 
+    @property
+    def schedule_free(self) -> bool:
+        """Whether an optimizer keeps averages that are the stage's result."""
+        return any((group.optimizer or self.optimizer).kind in SCHEDULE_FREE for group in self.group_specs.values())
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the stage's result are averaged parameters."""
+        return self.schedule_free or bool(self.ema and self.ema.use)
+
     @model_validator(mode="after")
     def _consistent(self) -> StageSpec:
+        if self.ema and self.schedule_free:
+            raise ValueError("a schedule-free optimizer keeps its own average; leave 'ema' out")
         if self.initializer and "random" not in self.sources and not self.new:
             raise ValueError("initializer draws nothing here; set init='random', or name what is `new`")
         lengths = [name for name in ("steps", "epochs", "examples") if getattr(self, name) is not None]

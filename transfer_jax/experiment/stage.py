@@ -21,13 +21,15 @@ from transfer_jax.core.paths import flatten
 from transfer_jax.core.spec import Component, bind
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.spec import StageSpec
+from transfer_jax.experiment.staying import inherited_methods, kept_methods
 from transfer_jax.models.depth import parameter_blocks
 from transfer_jax.objectives import COMBINATION_PARAMETERS, COMBINATIONS, GRADIENT_RULES
 from transfer_jax.objectives.spec import UpdateSpec
 from transfer_jax.objectives.wiring import Term, make_terms
-from transfer_jax.params.optimizer_tree import GroupDefaults, group_table, make_optimizer, peak_rates
+from transfer_jax.params.inserts import PREFIX
+from transfer_jax.params.optimizer_tree import GroupDefaults, averaged_leaves, group_table, make_optimizer, peak_rates
 from transfer_jax.params.partition import Partition, partition
-from transfer_jax.params.peft import PREFIX, new_leaves
+from transfer_jax.params.peft import PeftSpec, new_leaves
 from transfer_jax.params.weight_noise import make_noise
 from transfer_jax.training.state import Constants, Flat, State
 from transfer_jax.training.step import Program, Update, init_state
@@ -44,6 +46,8 @@ class ReadyStage:
     program: Program
     defaults: GroupDefaults
     shapes: Mapping[str, Any]  # every parameter of the stage, of one seed
+    outlines: Mapping[str, Any]  # of the backbones, where a method of `peft` inserts into them
+    inherited: tuple[str, ...]  # leaves of adapters and prompts that the start holds already
     keeps_start: bool  # something compares with the model at the stage's start
 
     def table(self) -> list[dict[str, Any]]:
@@ -81,7 +85,7 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
     bound = [(update, make_terms(update, assembly.spec.tasks, f"{where}.objective"))
              for update in spec.objective.ordered]
     terms = [term for _, found in bound for term in found]
-    shapes = _shapes(assembly, spec, bound, where)
+    shapes = _shapes(assembly, name, bound, where)
     renew(shapes, shapes, spec.new, where)  # its patterns must match
     streams = {stream: assembly.stream(stream) for stream in spec.objective.streams()}
     steps = total_steps(spec, streams)
@@ -99,22 +103,35 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
         clip_norm=spec.clip_norm, accumulate=spec.accumulate, joint_forward=spec.joint_forward,
         stored_norms=spec.batch_norm == "stored",
         noise=make_noise(spec.weight_noise, parts.trainable, f"{where}.weight_noise") if spec.weight_noise else None,
-        ema_decay=spec.ema.decay if spec.ema else None,
-        ema_warmup=spec.ema.warmup if spec.ema else True, log_every=assembly.spec.log_every,
-        members=assembly.spec.members)
+        log_every=assembly.spec.log_every, members=assembly.spec.members, **_averaging(spec, parts, defaults))
     _check_batches(program, where)
     looks_back = spec.weight_noise is not None or any(term.needs_start for term in terms)
-    return ReadyStage(name, spec, program, defaults, shapes, looks_back)
+    inherited = tuple(path for path in shapes if path.startswith(tuple(
+        f"{PREFIX}{method}/" for method in inherited_methods(assembly.spec, name))))
+    return ReadyStage(name, spec, program, defaults, shapes, _outlines(assembly, spec.peft), inherited, looks_back)
 
 
-def _shapes(assembly: Assembly, spec: StageSpec, bound: list[tuple[UpdateSpec, list[Term]]],
+def _averaging(spec: StageSpec, parts: Partition, defaults: GroupDefaults) -> dict[str, Any]:
+    """The settings of `Program` that say which averages it keeps."""
+    if spec.schedule_free:
+        return {"averages": functools.partial(averaged_leaves, parts, defaults)}
+    return {"ema_decay": spec.ema.decay, "ema_warmup": spec.ema.warmup} if spec.ema else {}
+
+
+def _outlines(assembly: Assembly, methods: Mapping[str, PeftSpec]) -> Mapping[str, Any]:
+    return assembly.outlines if any(method.stays for method in methods.values()) else {}
+
+
+def _shapes(assembly: Assembly, name: str, bound: list[tuple[UpdateSpec, list[Term]]],
             where: str) -> dict[str, Any]:
+    methods = inherited_methods(assembly.spec, name) | assembly.spec.stages[name].peft
+    kept_methods(assembly.spec, name)  # its checks
     shapes = dict(flatten(assembly.variable_shapes["params"]))
-    for name, backbone in assembly.model.backbones.items() if spec.peft else ():
+    for name, backbone in assembly.model.backbones.items() if methods else ():
         if getattr(backbone, "scan", False):
             raise UserError(f"{where}.peft: the backbone {name!r} stacks its blocks, so that one module stands for "
                             f"all of them; set scan=False")
-    add = functools.partial(new_leaves, spec.peft, where=f"{where}.peft")
+    add = functools.partial(new_leaves, methods, where=f"{where}.peft", outlines=_outlines(assembly, methods))
     shapes |= jax.eval_shape(add, shapes, jax.ShapeDtypeStruct((), jnp.uint32))
     for update, terms in bound:
         for term in terms if update.combine.kind in COMBINATION_PARAMETERS else ():
@@ -126,7 +143,7 @@ def added_parameters(ready: ReadyStage, params: Flat, seeds: tuple[int, ...]) ->
     """What the stage adds to the model's parameters `params` [S, ...]: weights of terms and leaves of `peft`."""
     added = objective_parameters(ready, len(seeds))
     if ready.spec.peft:
-        draw = jax.jit(jax.vmap(functools.partial(new_leaves, ready.spec.peft)))
+        draw = jax.jit(jax.vmap(functools.partial(new_leaves, ready.spec.peft, outlines=ready.outlines)))
         added |= draw(params, ready.seeds(seeds)["step"])
     return added
 

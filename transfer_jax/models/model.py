@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from transfer_jax.core.errors import unknown
+from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.interception import Edit, tap_edits
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.core.spec import Component, Spec
@@ -33,6 +35,13 @@ class ModelSpec(Spec):
     heads: dict[str, Component] = {}
 
 
+class Inserted(Protocol):
+    """`around(new)`: a context in which a backbone runs with new leaves, given by the place where they are."""
+
+    @property
+    def around(self) -> Callable[[Mapping[str, Mapping[str, jax.Array]]], AbstractContextManager]: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """Backbones and heads by name.
@@ -41,11 +50,14 @@ class Model:
     backbone called `backbone` have their own names, those of any other backbone are called `name/tap`.
 
     stochastic_norm: see `layers.normalization.BatchNorm`; None: every channel normalises by its batch in training.
+    inserts: what parameters `peft/<name>/<backbone>/...` do to a backbone, by name; those that a tree of parameters
+        does not hold do nothing.
     """
 
     backbones: Mapping[str, Backbone]
     heads: Mapping[str, nn.Module]
     stochastic_norm: float | None = None
+    inserts: Mapping[str, Inserted] = dataclasses.field(default_factory=dict)
 
     def init(self, key: jax.Array, inputs: Mapping[str, Any]) -> Variables:
         """Fresh variables.
@@ -96,7 +108,7 @@ class Model:
         moved: dict[str, Any] = {}
         for name, image in inputs.items():
             with tap_edits({tap: edits[_qualified(name, tap)] for tap in self._backbone(name).tap_names
-                            if _qualified(name, tap) in (edits or {})}):
+                            if _qualified(name, tap) in (edits or {})}), self._inserted(variables, name):
                 found, stats = self._apply(self._backbone(name), (name,), variables, frozen_norms, rngs, image,
                                            train=train)
             taps.update(_qualify(name, found))
@@ -138,6 +150,22 @@ class Model:
             own["stochastic"] = unflatten({f"{norm}/rate": self.stochastic_norm for norm in norms})
         output, moved = module.apply(own, *inputs, train=True, mutable=["batch_stats"], rngs=rngs)
         return output, moved.get("batch_stats", {})
+
+    @contextlib.contextmanager
+    def _inserted(self, variables: Variables, backbone: str) -> Iterator[None]:
+        """A context in which the backbone runs with all that is inserted into it."""
+        with contextlib.ExitStack() as stack:
+            for name, tree in variables["params"].get("peft", {}).items():
+                if name not in self.inserts:
+                    raise UserError(f"the parameters peft/{name} belong to adapters or prompts that this model knows "
+                                    f"nothing of; use them with the config of the run that made them")
+                new: dict[str, dict[str, jax.Array]] = {}
+                for path, leaf in flatten(tree.get(backbone, {})).items():
+                    place, _, last = path.rpartition("/")
+                    new.setdefault(place, {})[last] = leaf
+                if new:
+                    stack.enter_context(self.inserts[name].around(new))
+            yield
 
     def _backbone(self, name: str) -> Backbone:
         if name not in self.backbones:

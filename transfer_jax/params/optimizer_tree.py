@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from transfer_jax.core.spec import Component, bind
-from transfer_jax.params.optimizers import OPTIMIZERS
+from transfer_jax.core.errors import UserError
+from transfer_jax.core.spec import Component, bind, lookup
+from transfer_jax.params.optimizers import LISTENING, OPTIMIZERS, SCHEDULE_FREE
 from transfer_jax.params.partition import FROZEN, GroupSpec, Partition
 from transfer_jax.params.schedules import SCHEDULES
 
@@ -49,6 +50,8 @@ def learning_rate(group: GroupSpec, defaults: GroupDefaults, total_steps: int,
     """
     spec = group.schedule or defaults.schedule
     warmup = defaults.warmup_steps if group.warmup_steps is None else group.warmup_steps
+    lookup({**SCHEDULES, **LISTENING}, spec.kind, "schedule")
+    spec = Component(kind="constant") if spec.kind in LISTENING else spec
     factor = bind(SCHEDULES, spec, "schedule", supplied=("step", "total_steps"))
     start = group.unfreeze_at
 
@@ -91,6 +94,12 @@ def _group_transform(name: str, partition: Partition, defaults: GroupDefaults, t
     decay = defaults.weight_decay if group.weight_decay is None else group.weight_decay
     # The count of an optimizer starts when its group unfreezes; schedules speak of the stage's steps.
     transform = optimizer(lambda count: schedule(count + group.unfreeze_at), decay, _decays)
+    kind, listening = (group.optimizer or defaults.optimizer).kind, group.schedule or defaults.schedule
+    if kind in SCHEDULE_FREE and (group.layer_decay != 1.0 or listening.kind in LISTENING):
+        raise UserError(f"group {name!r}: the averages of {kind} hold for the steps that it makes, which layer_decay "
+                        f"and {', '.join(LISTENING)} would change; leave them out or choose another optimizer")
+    if listening.kind in LISTENING:
+        transform = optax.chain(transform, bind(LISTENING, listening, "schedule", f"group {name!r}")())
     if group.layer_decay == 1.0:
         return transform
     top = max(depths.values(), default=0)
@@ -113,19 +122,30 @@ def _scale_each(factors: Mapping[str, float]) -> optax.GradientTransformation:
 
 
 def apply_groups(optimizer: optax.GradientTransformation, grads: Flat, state: Any, params: Flat,
-                 partition: Partition, groups: frozenset[str]) -> tuple[Flat, Any]:
+                 partition: Partition, groups: frozenset[str], loss: Any = None) -> tuple[Flat, Any]:
     """One optimizer step for the named groups; parameters and state of all others are returned as they were.
 
     Args:
       grads: gradients of exactly the leaves in `groups`.
       state, params: the whole optimizer state and all trainable leaves.
+      loss: for schedules that listen to it.
     """
     full = {path: grads.get(path, jnp.zeros_like(leaf)) for path, leaf in params.items()}
-    updates, moved = optimizer.update(full, state, params)
+    updates, moved = optimizer.update(full, state, params, value=loss)
     inner = {name: moved.inner_states[name] if name in groups else old for name, old in state.inner_states.items()}
     new = {path: optax.apply_updates(leaf, updates[path]) if partition.group_of[path] in groups else leaf
            for path, leaf in params.items()}
     return new, state._replace(inner_states=inner)
+
+
+def averaged_leaves(partition: Partition, defaults: GroupDefaults, state: Any, params: Flat) -> Flat:
+    """All trainable leaves, those of schedule-free groups as the averages x = (y - (1 - beta) z) / beta."""
+    found = dict(params)
+    for name, group in partition.groups.items():
+        if (group.optimizer or defaults.optimizer).kind in SCHEDULE_FREE:
+            own = state.inner_states[name].inner_state
+            found |= {path: (params[path] - (1 - own.b1) * own.z[path]) / own.b1 for path in partition.paths(name)}
+    return found
 
 
 def state_bytes(tree: Any) -> int:

@@ -60,6 +60,52 @@ def dadapt_adam(learning_rate: optax.Schedule, weight_decay: float, decays: Call
     return contrib.dadapt_adamw(learning_rate, betas=(b1, b2), eps=eps, estim_lr0=d0)
 
 
+def schedule_free_sgd(learning_rate: optax.Schedule, weight_decay: float, decays: Callable, *,
+                      beta: float = 0.9) -> optax.GradientTransformation:
+    """Gradient steps on z, gradients at y = (1 - beta) z + beta x, and x, the running mean of z, as the result (Defazio
+    et al. 2024, eq. 3 to 5): no schedule and no end are needed, warm-up is of use. Decay is of y.
+
+    The stage's result is x. BatchNorm statistics are those of y: let norms follow stored statistics, or use others.
+    """
+    base = optax.chain(optax.add_decayed_weights(weight_decay, mask=decays), optax.sgd(learning_rate))
+    return _schedule_free(base, learning_rate, beta)
+
+
+def schedule_free_adamw(learning_rate: optax.Schedule, weight_decay: float, decays: Callable, *, beta: float = 0.9,
+                        b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """The same with the steps of AdamW without momentum (Defazio et al. 2024, algorithm 1)."""
+    base = optax.chain(optax.scale_by_rms(decay=b2, eps=eps, eps_in_sqrt=False, bias_correction=True),
+                       optax.add_decayed_weights(weight_decay, mask=decays),
+                       optax.scale_by_learning_rate(learning_rate))
+    return _schedule_free(base, learning_rate, beta)
+
+
+def _schedule_free(base: optax.GradientTransformation, learning_rate: optax.Schedule,
+                   beta: float) -> optax.GradientTransformation:
+    if not 0 < beta <= 1:
+        raise UserError(f"beta = {beta:g} of a schedule-free optimizer does not fit; use a number above 0, at most 1")
+    # Its count begins at 1, that of the base at 0.
+    return contrib.schedule_free(base, lambda count: learning_rate(count - 1), b1=beta)
+
+
+def plateau(*, factor: float = 0.1, patience: int = 10, every: int = 50, cooldown: int = 0, threshold: float = 1e-4,
+            least: float = 0.0) -> optax.GradientTransformationExtraArgs:
+    """Multiplies the learning rate by `factor` whenever the training loss has not fallen for a while.
+
+    Args:
+      every: steps whose mean loss counts as one value; single batches are too noisy.
+      patience: values without improvement until a reduction.
+      cooldown: values after it that do not count.
+      threshold: share by which a value must be below the best to be an improvement.
+      least: the smallest product of all factors.
+    """
+    if not 0 < factor < 1 or min(patience, every) < 1 or not 0 < threshold < 1:
+        raise UserError(f"plateau: factor = {factor:g}, patience = {patience}, every = {every}, threshold = "
+                        f"{threshold:g} do not fit; factor and threshold lie between 0 and 1, the others from 1 on")
+    return contrib.reduce_on_plateau(factor, patience, rtol=threshold, cooldown=cooldown, accumulation_size=every,
+                                     min_scale=least)
+
+
 def _no_decay(name: str, weight_decay: float) -> None:
     if weight_decay:
         raise UserError(f"{name} would decay biases and norms too, so it takes no weight_decay; set weight_decay = 0, "
@@ -67,4 +113,11 @@ def _no_decay(name: str, weight_decay: float) -> None:
 
 
 OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adam, "lamb": lamb, "lion": lion, "prodigy": prodigy,
-              "dadapt_adam": dadapt_adam}
+              "dadapt_adam": dadapt_adam, "schedule_free_sgd": schedule_free_sgd,
+              "schedule_free_adamw": schedule_free_adamw}
+
+# Their result is an average that their state holds: see `optimizer_tree.averaged_leaves`.
+SCHEDULE_FREE = ("schedule_free_sgd", "schedule_free_adamw")
+
+# Schedules that listen to the loss.
+LISTENING = {"plateau": plateau}

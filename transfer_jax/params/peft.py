@@ -21,18 +21,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfer_jax.core.errors import UserError, nearest
-from transfer_jax.core.spec import Component, bind
+from transfer_jax.core.spec import Component, bind, lookup
+from transfer_jax.params.inserts import INSERTS, PREFIX, Outline, inserted_leaves
 
-PREFIX = "peft/"
 Leaves = Mapping[str, Any]
 Flat = dict[str, jax.Array]
 
 
 class PeftSpec(Component):
-    """A method of `PEFT` with its arguments, and `targets`: regexes of whole module paths that it changes, such as
-    'backbone/.*/(query|value)'."""
+    """A method of `PEFT` or `INSERTS` with its arguments, and `targets`: regexes of whole module paths that it changes,
+    such as 'backbone/.*/(query|value)' (of `prompts`: of names of backbones). `source`: a folder of low-rank leaves to
+    start from, such as `model/peft/<name>` of a run."""
 
     targets: tuple[str, ...]
+    source: str | None = None
+
+    @property
+    def stays(self) -> bool:
+        """Whether its leaves cannot be worked into the plain model: see `inserts.py`."""
+        return self.kind in INSERTS
 
 
 @dataclass(frozen=True)
@@ -133,11 +140,20 @@ def targets(spec: PeftSpec, paths: Any, where: str) -> list[str]:
     return [module for module in modules if module in found]
 
 
-def new_leaves(specs: Mapping[str, PeftSpec], params: Leaves, seed: jax.Array, where: str = "peft") -> Flat:
-    """The leaves that the methods add to a model with the leaves `params` (flat), of one seed (uint32 scalar)."""
+def new_leaves(specs: Mapping[str, PeftSpec], params: Leaves, seed: jax.Array, where: str = "peft",
+               outlines: Mapping[str, Outline] | None = None) -> Flat:
+    """The leaves that the methods add to a model with the leaves `params` (flat), of one seed (uint32 scalar).
+
+    Args:
+      outlines: of the backbones by name, for methods that stay (`inserts.py`).
+    """
     added: Flat = {}
     current = dict(params)
     for name, spec in specs.items():
+        lookup({**PEFT, **INSERTS}, spec.kind, "method", f"{where}.{name}")
+        if spec.stays:
+            added |= inserted_leaves(name, spec, outlines or {}, seed, f"{where}.{name}")
+            continue
         method = bind(PEFT, spec, "method", f"{where}.{name}")()
         for module in targets(spec, params, f"{where}.{name}"):
             key = jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(f"{name}/{module}".encode())))
@@ -149,9 +165,12 @@ def new_leaves(specs: Mapping[str, PeftSpec], params: Leaves, seed: jax.Array, w
 
 
 def merged(specs: Mapping[str, PeftSpec], params: Leaves) -> Flat:
-    """The parameters that the model runs with: those of `params` with the new leaves worked in and gone."""
-    current = {path: leaf for path, leaf in params.items() if not path.startswith(PREFIX)}
-    for name, spec in specs.items():
+    """The parameters that the model runs with: those of `params` with the new leaves worked in and gone, except those
+    of methods that stay."""
+    changing = {name: spec for name, spec in specs.items() if not spec.stays}
+    gone = tuple(f"{PREFIX}{name}/" for name in changing)
+    current = {path: leaf for path, leaf in params.items() if not path.startswith(gone)}
+    for name, spec in changing.items():
         method = bind(PEFT, spec, "method", f"peft.{name}")()
         front = f"{PREFIX}{name}/"
         for module in dict.fromkeys(path[len(front):].rpartition("/")[0] for path in params if path.startswith(front)):

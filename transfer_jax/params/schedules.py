@@ -61,6 +61,11 @@ def inverse_decay(step: Array, total_steps: int, *, alpha: float = 10.0, beta: f
     return (1 + alpha * _progress(step, total_steps)) ** -beta
 
 
+def exponential(step: Array, total_steps: int, *, start: float = 1.0, final: float = 1.0) -> Array:
+    """From `start` to `final` by the same factor a step; both above 0."""
+    return start * (final / start) ** _progress(step, total_steps)
+
+
 def ganin(step: Array, total_steps: int, *, gamma: float = 10.0) -> Array:
     """2 / (1 + exp(-gamma p)) - 1: the rise of the adversarial weight of Ganin et al. 2016, section 5.2.2."""
     return 2 / (1 + jnp.exp(-gamma * _progress(step, total_steps))) - 1
@@ -84,5 +89,6 @@ SCHEDULES = {
     "slanted_triangular": slanted_triangular,
     "steps_down": steps_down,
     "inverse_decay": inverse_decay,
+    "exponential": exponential,
     "ganin": ganin,
 }

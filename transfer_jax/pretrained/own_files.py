@@ -24,6 +24,10 @@ def is_own_file(file: TensorFile) -> bool:
 def own_leaves(file: TensorFile, backbone: str | None = None, head: str | None = None) -> Leaves:
     """Leaves of one backbone and one head ('head/...') of the file; each may be left to be the only one there."""
     plain = {name.partition("/")[2]: np.asarray(leaf) for name, leaf in file.tensors.items()}
+    inserted = sorted({path.split("/")[1] for path in plain if path.startswith("peft/")})
+    if inserted:
+        raise UserError(f"the file holds adapters or prompts ({', '.join(inserted)}), which no plain model has a place "
+                        f"for; go on from the run itself with init='checkpoint:WORKDIR@stage'")
     backbone = backbone or _only({path.split("/")[0] for path in plain} - {"heads"}, "backbone")
     heads = {path.split("/")[1] for path in plain if path.startswith("heads/")}
     head = head or (next(iter(heads)) if len(heads) == 1 else None)

@@ -18,7 +18,7 @@ import numpy as np
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.models.taps import Backbone
 from transfer_jax.params.peft import PEFT, PeftSpec
-from transfer_jax.pretrained.conversion import Leaves, find_layout, leaf_shapes, whole
+from transfer_jax.pretrained.conversion import OWN, Leaves, find_layout, leaf_shapes, whole
 from transfer_jax.pretrained.formats import read_tensors, write_tensors
 from transfer_jax.pretrained.formats.json_files import parse_json
 
@@ -27,12 +27,13 @@ WRAPPER = "base_model.model."
 LOW_RANK = ("lora", "dora")
 
 
-def write_peft(folder: Path, new: Mapping[str, Any], spec: PeftSpec, backbone: Backbone, layout: str,
+def write_peft(folder: Path, new: Mapping[str, Any], spec: PeftSpec, backbone: Backbone | None, layout: str,
                bare: bool = False) -> None:
     """Writes the leaves of one `lora` or `dora` of one seed for the original that has the names of `layout`.
 
     Args:
-      new: '<module of the backbone>/a' [..., in, r], '.../b' [r, out] and, of dora, '.../length' [out].
+      new: '<module of the backbone>/a' [..., in, r], '.../b' [r, out] and, of dora, '.../length' [out]. With our own
+        names (`OWN`) modules are those of the whole model, 'backbone/...', and no backbone is needed.
       spec: what made them.
       bare: names of the original without its head, such as BertModel, where the layout has a prefix like 'bert.'.
     """
@@ -61,7 +62,7 @@ def write_peft(folder: Path, new: Mapping[str, Any], spec: PeftSpec, backbone: B
         "lora_dropout": 0.0, "inference_mode": True, "task_type": None, "base_model_name_or_path": None}, indent=2))
 
 
-def read_peft(folder: Path, backbone: Backbone, layout: str, bare: bool = False) -> tuple[Leaves, PeftSpec]:
+def read_peft(folder: Path, backbone: Backbone | None, layout: str, bare: bool = False) -> tuple[Leaves, PeftSpec]:
     """The inverse of `write_peft`: the new leaves, and the spec (its targets are modules of the backbone).
 
     Raises:
@@ -76,7 +77,9 @@ def read_peft(folder: Path, backbone: Backbone, layout: str, bare: bool = False)
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         raise UserError(f"{folder / CONFIG}: rank_pattern and alpha_pattern give modules ranks and factors of their "
                         f"own, which one method of ours cannot have")
-    place = {_their_module(module, backbone, layout, bare): module for module in _dense_modules(backbone, layout)}
+    own = {theirs: theirs.replace(".", "/") for theirs in (_leaf_of(name)[0] for name in tensors)}
+    place = own if layout == OWN else {
+        _their_module(module, backbone, layout, bare): module for module in _dense_modules(backbone, layout)}
     leaves: Leaves = {}
     for name, tensor in tensors.items():
         theirs, leaf = _leaf_of(name)
@@ -113,6 +116,8 @@ def _check_complete(leaves: Leaves, config: Mapping[str, Any], folder: Path) -> 
 
 
 def _their_module(module: str, backbone: Backbone, layout: str, bare: bool) -> str:
+    if layout == OWN:
+        return module.replace("/", ".")
     table = find_layout(backbone, layout)
     found = table.find(f"{module}/kernel")
     if found is None:

@@ -23,6 +23,10 @@ from transfer_jax.training.step import Program, compile_chunk
 SECONDS_PER_DISPATCH = 0.4
 
 
+class NotFinite(UserError):
+    """A metric became NaN or infinite."""
+
+
 @dataclass(frozen=True)
 class Cadence:
     """Every how many steps the host logs, evaluates and saves; 0 means at the end only."""
@@ -82,7 +86,7 @@ def train(program: Program, state: State, constants: Constants, feeds: Mapping[s
       steps_per_dispatch: 0 chooses it by the clock; it never changes a result.
 
     Raises:
-      UserError: a metric became NaN or infinite; nothing is saved then.
+      NotFinite: a metric became NaN or infinite; nothing is saved then.
       Interrupted: a signal asked for it; the state was saved first.
     """
     source = Feeds(program, feeds, start)
@@ -152,7 +156,7 @@ def _check_finite(state: State, names: list[str], seeds: Any) -> None:
         return
     member = int(np.argmax(bad[:, 0] >= 0))
     step, term = bad[member]
-    raise UserError(f"the metric {names[term]!r} became NaN or infinite at step {step + 1} (seed "
+    raise NotFinite(f"the metric {names[term]!r} became NaN or infinite at step {step + 1} (seed "
                     f"{int(seeds[member])}); training stopped, the last checkpoint before it is kept; try a smaller "
                     f"lr or set clip_norm")
 

@@ -16,7 +16,8 @@ class State(NamedTuple):
       trainable: path -> parameter of the trainable groups.
       batch_stats: BatchNorm statistics, nested like the parameters.
       opt_state: the one optax tree of the stage.
-      ema: averages of the trainable parameters (`params/...`) and of the statistics (`stats/...`), or empty.
+      ema: averages of the trainable parameters (`params/...`) and of the statistics (`stats/...`), or empty;
+        averages that the optimizer keeps likewise.
       sums: float32 [S, M] sums of the metrics since the last log point.
       bad: int32 [S, 2]: the first step with a non-finite metric and the metric's number, or -1.
     """

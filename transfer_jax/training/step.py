@@ -66,6 +66,7 @@ class Program:
     noise: Callable[[Flat, Flat, jax.Array], Flat] | None = None  # moving leaves, the start, key: see `make_noise`
     ema_decay: float | None = None
     ema_warmup: bool = True
+    averages: Callable[[Any, Flat], Flat] | None = None  # optimizer state, leaves -> averages that the optimizer keeps
     log_every: int = 50
     members: str = "auto"  # see `over_members`
 
@@ -87,7 +88,8 @@ class Program:
 
 def init_state(program: Program, trainable: Flat, batch_stats: Any, rates: Flat, metrics: int) -> State:
     """The state at step 0 of one seed."""
-    ema = _ema_targets(trainable, batch_stats) if program.ema_decay is not None else {}
+    averaging = program.ema_decay is not None or program.averages is not None
+    ema = _ema_targets(trainable, batch_stats) if averaging else {}
     return State(trainable, batch_stats, program.optimizer(rates).init(trainable), ema,
                  jnp.zeros(metrics, jnp.float32), jnp.full(2, -1, jnp.int32))
 
@@ -136,6 +138,8 @@ def _moved(program: Program, active: frozenset[str], state: State, constants: Co
         metrics.update(found)
     if program.ema_decay is not None:
         state = state._replace(ema=_averaged(program, state, step))
+    if program.averages is not None:
+        state = state._replace(ema=_ema_targets(program.averages(state.opt_state, state.trainable), state.batch_stats))
     return state, metrics
 
 
@@ -174,7 +178,7 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
         scale = jnp.minimum(1.0, program.clip_norm / jnp.maximum(norm, 1e-12))
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
     trainable, opt_state = apply_groups(program.optimizer(constants.rates), grads, state.opt_state, state.trainable,
-                                        program.partition, groups)
+                                        program.partition, groups, metrics["loss"])
     return state._replace(trainable=trainable, opt_state=opt_state, batch_stats=batch_stats), metrics
 
 
