@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transfer_jax.core.errors import UserError, nearest
 from transfer_jax.training.interruption import Interrupted
+
+if TYPE_CHECKING:
+    from transfer_jax.experiment.probing import Source
 
 PREFIX = "--config."
 
@@ -42,6 +47,30 @@ def parse(options: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[a
         raise UserError(f"unknown option {strangers[0]!r}" + (f"; did you mean {close[0]}?" if close else
                         f"; there are: {', '.join(known)}"))
     return found, overrides
+
+
+def add_model(options: argparse.ArgumentParser) -> None:
+    """Options that name a model."""
+    options.add_argument("--config", help="FILE.py, optionally with :key=value,...: its model before any training")
+    options.add_argument("--workdir", help="folder of a run: its trained model")
+    options.add_argument("--stage", help="the result of this stage of the run (default: the exported one)")
+    options.add_argument("--best", action="store_true", help="the stage's best parameters instead of its last")
+    options.add_argument("--model_seed", type=int, help="the model and splits of this seed (default: the first)")
+
+
+def add_taps(options: argparse.ArgumentParser) -> None:
+    """Options that choose features."""
+    options.add_argument("--tap", nargs="+", default=["pooled"],
+                         help="taps, side by side (python -m transfer_jax.models lists them); heads/NAME for outputs")
+    options.add_argument("--pool", default="mean", help="how maps and tokens become vectors: mean, max, cls or none")
+
+
+def source_of(given: argparse.Namespace, overrides: Sequence[str]) -> Source:
+    """The model that the options of `add_model` name."""
+    from transfer_jax.experiment.probing import Source
+
+    return Source(given.config, overrides, Path(given.workdir) if given.workdir else None, given.stage,
+                  "best" if given.best else "last", given.model_seed)
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

@@ -5,7 +5,8 @@ mean and few-shot episodes in one table with 95 % intervals; settings are chosen
 
 With --config or --workdir, --train, --validation and --test name streams (features come from the cache, or are made);
 with --features they are folders that `embed` has made, --features being the one to train on. Without a test part every
-example is answered once, by cross-validation.
+example is answered once, by cross-validation. Where no stream is named, the one called train (or trained on first) is
+probed, and the one that the last stage evaluates is the test.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from pathlib import Path
 
 from transfer_jax import command_line
 from transfer_jax.core.errors import UserError
-from transfer_jax.embed import add_model, add_taps, source_of
 
 
 def main(arguments: Sequence[str]) -> int:
     options = command_line.parser(__doc__)
-    add_model(options)
-    add_taps(options)
+    command_line.add_model(options)
+    command_line.add_taps(options)
     options.add_argument("--features", help="folder of features to train on, in place of a model")
     for part in ("train", "validation", "test"):
         options.add_argument(f"--{part}", help=f"stream (or folder of features) for {part}")
@@ -37,8 +37,8 @@ def main(arguments: Sequence[str]) -> int:
 
     request = probing.ProbeRequest(tuple(given.method), tuple(given.shots), given.episodes, given.folds, given.seed)
     if given.features is None:
-        rows = probing.probe_model(source_of(given, overrides), given.train, given.test, given.validation, given.tap,
-                                   given.pool, request)
+        rows = probing.probe_model(command_line.source_of(given, overrides), given.train, given.test, given.validation,
+                                   given.tap, given.pool, request)
     else:
         if given.config or given.workdir or given.train or given.tap != ["pooled"] or given.pool != "mean":
             raise UserError("--features are features already; leave --config, --workdir, --train, --tap and --pool out")

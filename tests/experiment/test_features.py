@@ -16,6 +16,7 @@ from transfer_jax.core.spec import build
 from transfer_jax.experiment import feature_files, features
 from transfer_jax.experiment.feature_files import Features
 from transfer_jax.experiment.features import extract, fresh_model
+from transfer_jax.experiment.probing import common
 from transfer_jax.experiment.spec import ExperimentSpec
 
 
@@ -205,3 +206,15 @@ def test_features_that_are_not_finite_are_an_error(digits_file, tmp_path):
     broken = {**variables, "params": jax.tree.map(lambda leaf: leaf * np.nan, variables["params"])}
     with pytest.raises(UserError, match="features of row 0 are not finite"):
         extract(assembly, broken, "test", cache_folder=tmp_path, quiet=True)
+
+
+def test_common_examples_are_found_by_name_and_contents(digits_file, arrays, tmp_path):
+    assembly, variables = opened(digits_file, {"streams.part": {
+        "data": {"kind": "arrays", "path": str(digits_file)}, "per_class": "[:2]", "batch_size": 8}})
+    train, part, test = (extract(assembly, variables, name, cache_folder=tmp_path, quiet=True)
+                         for name in ("train", "part", "test"))
+    assert sorted(common(train, part)) == sorted(part.names) and common(train, test) == []
+    np.savez(tmp_path / "digits.npz", **{**arrays, "train_image": arrays["train_image"][::-1]})
+    other, _ = opened(tmp_path / "digits.npz")
+    theirs = extract(other, variables, "train", cache_folder=tmp_path, quiet=True)
+    assert theirs.names == train.names and len(common(train, theirs)) < 3, "another file of the same name"

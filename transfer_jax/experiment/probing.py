@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from transfer_jax.core.compilation import enable_compilation_cache
 from transfer_jax.core.config import load_config
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.spec import build
@@ -112,6 +113,7 @@ def probe_model(source: Source, train: str | None, test: str | None, validation:
 def probe(parts: dict[str, Features], request: ProbeRequest) -> list[Row]:
     """The table of features by part: 'train', and if wanted 'validation' and 'test'."""
     check_parts(parts)
+    enable_compilation_cache("default")
     data = {part: (np.asarray(features.tap(request.tap) if request.tap else features.x), features.y)
             for part, features in parts.items()}
     for name in request.methods:
@@ -146,10 +148,19 @@ def check_parts(parts: dict[str, Features]) -> None:
     names = list(parts)
     for place, one in enumerate(names):
         for other in names[place + 1:]:
-            shared = set(parts[one].names) & set(parts[other].names)
+            shared = common(parts[one], parts[other])
             if shared:
-                raise UserError(f"{one} and {other} share {len(shared)} examples, {min(shared)} among them; a score on "
+                raise UserError(f"{one} and {other} share {len(shared)} examples, {shared[0]} among them; a score on "
                                 f"them would tell nothing, give parts without common examples")
+
+
+def common(one: Features, other: Features) -> list[str]:
+    """Names of the examples that are in both: of equal names and features, for two files may be called the same."""
+    places = {name: place for place, name in enumerate(other.names)}
+    pairs = np.array([(place, places[name]) for place, name in enumerate(one.names) if name in places],
+                     int).reshape(-1, 2)
+    equal = np.isclose(one.x[pairs[:, 0]], other.x[pairs[:, 1]], rtol=1e-3, atol=1e-5).all(1)
+    return [one.names[place] for place in pairs[equal, 0]]
 
 
 def show(rows: Sequence[Row], title: str, out: Path | None) -> None:
