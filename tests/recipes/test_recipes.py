@@ -25,7 +25,7 @@ NEEDED = {"truncate": "truncate(tap={first})", "surgical": "surgical(blocks={fir
           "situation": "situation(data=small_similar)",
           "gradual_unfreeze": "gradual_unfreeze(parts=2)", "chain_thaw": "chain_thaw(parts=2)"}
 FIRST = {"small_cnn": "stage1", "vit_tiny": "block0"}
-SOURCE_HEAD = ("lwf",)  # tried below with a published classifier
+SOURCE_HEAD = ("lwf", "ewc", "co_tuning")  # tried below with a published classifier
 
 
 def experiment(digits_file, recipe, backbone=CNN, steps=6, pretrained=None, **keys):
@@ -127,17 +127,22 @@ def test_wise_ft_ends_at_its_ends(digits_file, tmp_path):
     assert not same_leaves(ends[0.0]["mean"], ends[1.0]["mean"])
 
 
-def test_learning_without_forgetting_keeps_the_published_classifier(digits_file, tmp_path):
+@pytest.mark.parametrize(("recipe", "moves"), [("lwf(weight=2.0)", True), ("ewc(measured_examples=16)", False),
+                                               ("co_tuning", True)])
+def test_the_published_classifier_stays_in_use(recipe, moves, digits_file, tmp_path):
     source = Runner(experiment(digits_file, "finetune"), tmp_path / "source", quiet=True)
     source.run()
     export_model(source.assembly, source.workdir, tmp_path / "model")
-    spec = experiment(digits_file, "lwf(weight=2.0)", pretrained={"source": str(tmp_path / "model")}, source_classes=10)
+    spec = experiment(digits_file, recipe, pretrained={"source": str(tmp_path / "model")}, source_classes=10)
     assert spec.pretrained["backbone"].head == "source"
     runner = Runner(spec, tmp_path / "target", quiet=True)
     runner.run()
     before = source.result("finetune", "last")[0]
     start = jax.device_get(runner.fresh)[0]
     assert same_leaves(start["heads/source/dense/kernel"], before["heads/classify/dense/kernel"])
+    after = runner.result(recipe.partition("(")[0], "last")[0]
+    assert same_leaves(after["heads/source/dense/kernel"], start["heads/source/dense/kernel"]) != moves
+    assert not same_leaves(after["backbone/stage1_conv1/kernel"], start["backbone/stage1_conv1/kernel"])
 
 
 @pytest.mark.parametrize(("recipe", "parts"), [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.recipes.setting import Config, Setting, moving, named, plan
+from transfer_jax.recipes.setting import Config, Setting, moving, named, plan, probing
 from transfer_jax.recipes.unfreezing import lp_ft
 
 SOURCE = "source"  # the head with the published classifier
@@ -37,6 +37,51 @@ def feature_distance(setting: Setting, *, alpha: float = 0.01, blocks: str = "")
     return plan(setting, {"feature_distance": moving(setting, terms=terms, init=setting.start)})
 
 
+def delta(setting: Setting, *, alpha: float = 0.01, blocks: str = "", head_share: float = 0.3,
+          measured_examples: int = 1000) -> Config:
+    """DELTA (Li et al. 2019): the outputs of the blocks held to those of the start, channels that the task would miss
+    more than others. A head is trained first, for `head_share` of the length; it says what would be missed.
+
+    blocks: as in `feature_distance`. measured_examples: how many the attention is measured on; None: all.
+    """
+    chosen = named(setting.blocks, blocks, "recipe delta") if blocks else setting.blocks[-1:]
+    terms = {f"hold_{block.tap}": {"kind": "delta", "stream": setting.stream, "task": setting.name, "tap": block.tap,
+                                   "alpha": alpha, "measured_examples": measured_examples} for block in chosen}
+    return plan(setting, {"head": probing(setting, head_share, init=setting.start),
+                          "delta": moving(setting, 1 - head_share, terms=terms, init="head")})
+
+
+def ewc(setting: Setting, *, strength: float = 1.0, measured_on: str = "",
+        measured_examples: int | None = 1000) -> Config:
+    """Elastic weight consolidation (Kirkpatrick et al. 2017): parameters held the more, the more the published
+    classifier's predictions depend on them. Needs `source_classes`.
+
+    measured_on: a stream, best of the source's data; empty: the training images.
+    """
+    terms = {"consolidation": {"kind": "ewc", "head": SOURCE, "strength": strength,
+                               "measured_on": measured_on or setting.stream, "measured_examples": measured_examples}}
+    return with_source_head(setting, "ewc", terms, group="frozen", weight_decay=0.0)
+
+
+def co_tuning(setting: Setting, *, weight: float = 2.3, measured_examples: int | None = None) -> Config:
+    """Co-Tuning (You et al. 2020): the published classifier stays in use; it learns the source classes that each class
+    of the new task looked like. Needs `source_classes`."""
+    terms = {"co_tuning": {"kind": "co_tuning", "task": setting.name, "stream": setting.stream, "head": SOURCE,
+                           "weight": weight, "measured_examples": measured_examples}}
+    return with_source_head(setting, "co_tuning", terms)
+
+
+def mixout(setting: Setting, *, p: float = 0.9) -> Config:
+    """Each step runs with a share `p` of the pretrained parameters at their start (Lee, Cho & Kang 2020)."""
+    return plan(setting, {"mixout": moving(setting, init=setting.start, weight_noise={"kind": "mixout", "p": p})})
+
+
+def stoch_norm(setting: Setting, *, p: float = 0.5) -> Config:
+    """StochNorm (Kou et al. 2020): each channel of a BatchNorm takes its batch's statistics with probability `p`, else
+    the stored ones."""
+    return plan(setting, {"stoch_norm": moving(setting, init=setting.start, stochastic_norm=p)})
+
+
 def lwf(setting: Setting, *, weight: float = 1.0, temperature: float = 2.0) -> Config:
     """Learning without Forgetting (Li & Hoiem 2016): the published classifier's answers to the new images are held to
     what they were. Needs `source_classes`."""
@@ -56,12 +101,13 @@ def wise_ft(setting: Setting, *, share: float = 0.5, head_share: float = 0.5) ->
     return found
 
 
-def with_source_head(setting: Setting, name: str, terms: dict[str, Any], **keys: Any) -> Config:
-    """One stage of fine-tuning in which the published classifier moves along as the head `source`."""
+def with_source_head(setting: Setting, name: str, terms: dict[str, Any], group: str = "backbone",
+                     **keys: Any) -> Config:
+    """One stage of fine-tuning in which the published classifier is the head `source`, in the group `group`."""
     if not setting.source_classes or not setting.pretrained:
         raise UserError(f"recipe {name} needs the published classifier: pretrained weights that have one, and the "
                         f"number of its classes (source_classes)")
     head = {"kind": "linear", "tap": setting.head.get("tap", "pooled"), "classes": setting.source_classes}
     found = moving(setting, terms=terms, init=setting.start, **keys)
-    found["partition"] = ((f"heads/{SOURCE}/.*", "backbone"), *found["partition"])
+    found["partition"] = ((f"heads/{SOURCE}/.*", group), *found["partition"])
     return plan(setting, {name: found}, heads={SOURCE: head}, pretrained={"head": SOURCE})
