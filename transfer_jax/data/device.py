@@ -52,12 +52,20 @@ class DeviceStream(Stream):
 
     def batch(self, feed: Feed, seed: Any, step: Any) -> Batch:
         """The training batch of `step` of one member (`rows` int32 [n]). Traced; seed and step may be traced too."""
+        batch = self.gathered(feed, self.positions(feed, seed, step))
+        slots = jnp.arange(self.spec.batch_size, dtype=jnp.uint32)
+        return self._finish(batch, order.hashed(seed, feed["salt"], xp=jnp), step, slots)
+
+    def positions(self, feed: Feed, seed: Any, step: Any) -> Any:
+        """Where the examples of a training batch stand in `rows`, int32 [batch]. Traced."""
         slots = jnp.arange(self.spec.batch_size, dtype=jnp.uint32)
         own = order.hashed(seed, feed["salt"], xp=jnp)
-        picked = order.draw(step, self.spec.batch_size, feed["count"], own, slots, jnp)
-        batch = _gather(feed["data"], feed["rows"][picked])
-        batch["weight"] = jnp.ones(self.spec.batch_size, jnp.float32)
-        return self._finish(batch, own, step, slots)
+        return order.draw(step, self.spec.batch_size, feed["count"], own, slots, jnp)
+
+    def gathered(self, feed: Feed, positions: Any) -> Batch:
+        """The examples at these positions as they lie in the tables, with weight 1. Traced."""
+        return {**_gather(feed["data"], feed["rows"][positions]),
+                "weight": jnp.ones(self.spec.batch_size, jnp.float32)}
 
     def evaluation_batch(self, feed: Feed, number: Any, batch_size: int) -> Batch:
         """Batch `number` (may be traced) of an exact pass in order, not augmented; padding has weight 0. Traced."""

@@ -20,6 +20,7 @@ from transfer_jax.core.errors import UserError
 from transfer_jax.evaluation.evaluator import Scores
 from transfer_jax.experiment import results
 from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.experiment.caching import with_features
 from transfer_jax.experiment.evaluators import Evaluators, labelled
 from transfer_jax.experiment.low_rank_files import low_rank_start
 from transfer_jax.experiment.measuring import Measuring
@@ -169,6 +170,8 @@ class StageRun:
         seeds = self.ready.seeds(runner.spec.seeds)
         measuring = Measuring(assembly, self.ready)
         unknown = measuring.shapes(params, batch_stats)
+        self.ready, feeds, notes = with_features(self.ready, assembly, params, batch_stats, feeds)
+        program = self.ready.program
         names = self._metric_names(params, batch_stats, unknown, feeds, seeds)
         blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), unknown)
         state, self.constants = self.ready.start(params, batch_stats, len(names), assembly.members, blank)
@@ -188,6 +191,8 @@ class StageRun:
         if step == 0:
             self.measure_start(begun)
         self._show_groups()
+        for note in notes:
+            self.progress.message(note)
         self.progress.start_stage(self.spec.title or self.name, program.total_steps, step)
         self._began = time.monotonic()
         if step < program.total_steps:

@@ -60,6 +60,7 @@ class StageSpec(Spec):
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float | None = Field(default=None, gt=0)  # global norm over the leaves that an update moves
     accumulate: int = Field(default=1, ge=1)  # micro-batches a step
+    cache: Literal["auto", "never"] = "auto"  # frozen first layers without random inputs run once; see caching.py
     joint_forward: bool = False  # all streams in one forward pass: BatchNorm then sees them as one batch
     batch_norm: Literal["follow", "stored"] = "follow"  # follow the partition, or stored statistics everywhere
     stochastic_norm: float | None = Field(default=None, ge=0, le=1)  # share of channels that normalise by their batch

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.interception import edited
@@ -44,9 +45,27 @@ class Backbone(nn.Module):
         return Component(kind="linear", tap="pooled")
 
 
-def walk(x: jax.Array, until: str | None, steps: Mapping[str, Callable[[jax.Array], jax.Array]]) -> Taps:
-    """Feeds `x` through `steps` in order and keeps every result, up to and including the step named `until`."""
+@struct.dataclass
+class Resumed:
+    """What a backbone computed up to a tap, given to it in place of an input: it goes on behind that tap."""
+
+    value: jax.Array
+    tap: str = struct.field(pytree_node=False)
+
+    def astype(self, dtype: Any) -> Resumed:
+        return Resumed(self.value.astype(dtype), self.tap)
+
+
+def walk(x: jax.Array | Resumed, until: str | None, steps: Mapping[str, Callable[[jax.Array], jax.Array]]) -> Taps:
+    """Feeds `x` through `steps` in order and keeps every result, up to and including the step named `until`.
+
+    Of a `Resumed` the steps up to its tap are left out: their results are not among those returned.
+    """
     taps = {}
+    if isinstance(x, Resumed):
+        names = list(steps)
+        steps = {name: steps[name] for name in names[names.index(x.tap) + 1:]}
+        x = x.value
     for name, step in steps.items():
         x = taps[name] = edited(name, step(x))
         if name == until:

@@ -15,7 +15,7 @@ from transfer_jax.layers.attention import SelfAttention
 from transfer_jax.layers.convolution import Conv
 from transfer_jax.layers.normalization import LayerNorm
 from transfer_jax.models.blocks import block_steps, rematerialized
-from transfer_jax.models.taps import Backbone, Taps, walk
+from transfer_jax.models.taps import Backbone, Resumed, Taps, walk
 from transfer_jax.models.transformer import MLP, TransformerBlock
 
 SIZES = {"tiny": {"width": 192, "layers": 12, "heads": 3}, "small": {"width": 384, "layers": 12, "heads": 6},
@@ -97,7 +97,9 @@ class ViT(Backbone):
             "embeddings": self._embed, **self._block_steps(train), "tokens": self._norm,
             "pooled": lambda tokens: self._pool(tokens, train)})
 
-    def _require(self, x: jax.Array) -> None:
+    def _require(self, x: jax.Array | Resumed) -> None:
+        if isinstance(x, Resumed):
+            return
         if x.shape[1] % self.patch or x.shape[2] % self.patch or not x.shape[1] * x.shape[2]:
             raise UserError(f"images of {x.shape[1]} x {x.shape[2]} pixels do not split into patches of {self.patch}; "
                             f"use multiples of {self.patch}")

@@ -13,7 +13,9 @@ import numpy as np
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.paths import flatten, merge, unflatten
-from transfer_jax.models.model import Model
+from transfer_jax.data.cached import known_taps
+from transfer_jax.models.model import MAIN, Model
+from transfer_jax.models.taps import Resumed
 from transfer_jax.objectives.wiring import Context
 
 Batch = Mapping[str, jax.Array]
@@ -26,6 +28,8 @@ def inputs_of(stream: Any, batch: Batch) -> dict[str, jax.Array]:
 
 def image_size(stream: Any, batch: Batch) -> tuple[int, int]:
     """Height and width of the stream's (first) input."""
+    if known_taps(batch):
+        return stream.image_size
     return next(iter(inputs_of(stream, batch).values())).shape[1:3]
 
 
@@ -53,14 +57,14 @@ def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_s
     def note(statistics: Mapping[str, Any]) -> None:
         moved.update(merge(moved, statistics))
 
-    def run(name: str, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def run(name: str, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
         found, statistics = model.taps(current(), inputs, train=True, frozen_norms=frozen_norms,
                                        rngs={"dropout": _named(key, name)})
         note(statistics)
         return found
 
     taps = _joint_taps(run, names, batches, streams) if joint and len(names) > 1 else {
-        name: run(name, inputs_of(streams[name], batches[name])) for name in names}
+        name: _taps(functools.partial(run, name), streams[name], batches[name]) for name in names}
     outputs: dict[tuple[str, str], jax.Array] = {}
 
     def output(stream: str, head: str) -> jax.Array:
@@ -90,7 +94,8 @@ def _start_model(model: Model, start: tuple[Mapping[str, jax.Array], Any], batch
 
     @functools.cache
     def taps(stream: str) -> dict[str, jax.Array]:
-        return jax.lax.stop_gradient(model.taps(variables, inputs_of(streams[stream], batches[stream]))[0])
+        found = _taps(lambda inputs: model.taps(variables, inputs)[0], streams[stream], batches[stream])
+        return jax.lax.stop_gradient(found)
 
     @functools.cache
     def output(stream: str, head: str) -> jax.Array:
@@ -98,6 +103,18 @@ def _start_model(model: Model, start: tuple[Mapping[str, jax.Array], Any], batch
         return jax.lax.stop_gradient(model.head(variables, head, taps(stream), size)[0])
 
     return taps, output
+
+
+def _taps(run: Callable, stream: Any, batch: Batch) -> dict[str, jax.Array]:
+    """The taps of a batch: from its inputs, or from the taps that it brings (`CachedStream`)."""
+    known = known_taps(batch)
+    if not known:
+        return run(inputs_of(stream, batch))
+    if not stream.goes_on:
+        return known
+    (backbone,) = stream.spec.inputs
+    cut = known[stream.cut if backbone == MAIN else f"{backbone}/{stream.cut}"]
+    return {**known, **run({backbone: Resumed(cut, stream.cut)})}
 
 
 def _joint_taps(run: Callable, names: tuple[str, ...], batches: Mapping[str, Batch],

@@ -1,0 +1,193 @@
+"""Frozen layers that see the same images every epoch run once: a stage then trains on what they gave."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfer_jax.core.compilation import compiled
+from transfer_jax.core.members import over_members
+from transfer_jax.core.paths import unflatten
+from transfer_jax.data.cached import CachedStream
+from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.experiment.stage import ReadyStage
+from transfer_jax.models.depth import parameter_blocks
+from transfer_jax.models.model import MAIN, Model
+from transfer_jax.models.taps import Backbone, Resumed
+from transfer_jax.params.peft import PREFIX
+from transfer_jax.training.state import Flat
+
+VISITS = 2  # how often a stage must see an example on average for a pass of its own to pay
+READ = ("features", "start_features")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Where a stream's images can give way to features: behind `tap` of `backbone`, of which `taps` are read.
+
+    `before` computes them; `goes_on`: whether something of the backbone is left behind the tap.
+    """
+
+    backbone: str
+    tap: str
+    taps: tuple[str, ...]
+    before: Model
+    goes_on: bool
+
+
+def with_features(ready: ReadyStage, assembly: Assembly, params: Flat, batch_stats: Any,
+                  feeds: Mapping[str, Any]) -> tuple[ReadyStage, dict[str, Any], list[str]]:
+    """The stage with features in place of images where that changes nothing but the time, its feeds, and what to tell.
+
+    Args:
+        params, batch_stats: at the start of the stage, [S, ...].
+        feeds: stream -> its data on the device.
+    """
+    streams, placed, notes = dict(ready.program.streams), dict(feeds), []
+    for name, stream in ready.program.streams.items():
+        cut = find_cut(ready, assembly, name)
+        if cut is None or not _pays(ready, stream, assembly, cut):
+            continue
+        taps = _computed(assembly, name, cut, params, batch_stats, feeds[name])
+        size = tuple(stream.example_shapes[stream.spec.inputs[cut.backbone]][0][:2])
+        streams[name] = CachedStream(stream, cut.tap, size, cut.goes_on)
+        placed[name] = streams[name].feed(feeds[name], taps)
+        notes.append(f"{ready.name}: nothing moves up to {cut.tap}, so its features of the {stream.size} examples of "
+                     f"{name} were computed once")
+    program = dataclasses.replace(ready.program, streams=streams)
+    return (dataclasses.replace(ready, program=program) if notes else ready), placed, notes
+
+
+def find_cut(ready: ReadyStage, assembly: Assembly, name: str) -> Cut | None:
+    """The deepest tap up to which the network gives the same for an example in every step; None if there is none."""
+    program, stream, spec = ready.program, ready.program.streams[name], ready.spec
+    if (spec.cache != "auto" or stream.storage != "device" or stream.spec.augment or len(stream.spec.inputs) != 1
+            or spec.weight_noise or spec.stochastic_norm is not None
+            or (program.joint_forward and len(program.streams) > 1)):
+        return None
+    (backbone,) = stream.spec.inputs
+    module = assembly.model.backbones[backbone]
+    tap = freeze_point(module, moving_parts(program.partition.trainable, backbone))
+    read = _read_taps(ready, assembly, name, backbone)
+    if tap is None or read is None:
+        return None
+    names = list(module.tap_names)
+    last = module.until or names[-1]
+    before = dataclasses.replace(assembly.model, backbones={backbone: module.clone(until=tap)})
+    kept = tuple(t for t in names[:names.index(tap) + 1] if _qualified(backbone, t) in read or t == tap != last)
+    cut = Cut(backbone, tap, kept, before, tap != last)
+    return cut if kept and _same_every_step(ready, assembly, stream, cut) else None
+
+
+def moving_parts(trainable: list[str], backbone: str) -> set[str]:
+    """The first parts of the paths below a backbone that train, those with new leaves of `peft` included."""
+    plain = (path.split("/", 2)[2] if path.startswith(PREFIX) else path for path in trainable)
+    return {path.split("/")[1] for path in plain if path.startswith(f"{backbone}/")}
+
+
+def freeze_point(module: Backbone, moving: set[str]) -> str | None:
+    """The deepest tap before which no part of `moving` is used; None if there is none."""
+    names = list(module.tap_names)
+    if not moving:
+        return module.until or names[-1]
+    blocks = parameter_blocks(module)
+    if getattr(module, "scan", False) or not moving <= {part for block in blocks for part in block.modules}:
+        return None
+    first = next(number for number, block in enumerate(blocks) if moving & set(block.modules))
+    return blocks[first - 1].tap if first else None
+
+
+def _read_taps(ready: ReadyStage, assembly: Assembly, name: str, backbone: str) -> set[str] | None:
+    """Names of the taps that terms and heads read of a stream; None if a head does not say."""
+    found: set[str] = set()
+    for update in ready.program.updates:
+        for term in update.terms:
+            if name not in term.spec.roles.values():
+                continue
+            quantities = {quantity for _, _, quantity in term.quantities}
+            found |= {term.spec.tap} if quantities & set(READ) else set()
+            if term.head:
+                head = assembly.model.heads[term.head]
+                taps = getattr(head, "taps", None) or getattr(head, "tap", None)
+                if taps is None:
+                    return None
+                found |= {taps} if isinstance(taps, str) else set(taps)
+    return found
+
+
+def _same_every_step(ready: ReadyStage, assembly: Assembly, stream: Any, cut: Cut) -> bool:
+    """Whether nothing random runs before the cut, its norms keep their statistics, and the rest can go on there."""
+    program = ready.program
+    norms = cut.before.norm_paths(_shapes_before(assembly, cut))
+    if not set(norms) <= program.frozen_norms(program.partition.active(program.total_steps)):
+        return False
+    shape, dtype = stream.example_shapes[stream.spec.inputs[cut.backbone]]
+    try:
+        taps = jax.eval_shape(_forward(cut.before, cut.backbone), assembly.variable_shapes,
+                              jax.ShapeDtypeStruct((1, *shape), dtype))
+        if cut.goes_on:
+            value = Resumed(taps[_qualified(cut.backbone, cut.tap)], cut.tap)
+            jax.eval_shape(lambda v, x: assembly.model.taps(v, {cut.backbone: x}), assembly.variable_shapes, value)
+    except Exception:  # noqa: BLE001 - dropout without a key, or a network that cannot be entered in its middle
+        return False
+    return True
+
+
+def _shapes_before(assembly: Assembly, cut: Cut) -> Any:
+    """Shapes of the variables that the part before the cut has."""
+    inputs = {cut.backbone: assembly.example_inputs[cut.backbone]}
+    model = dataclasses.replace(cut.before, heads={})
+    return jax.eval_shape(lambda key: model.init(key, inputs), jax.random.key(0))
+
+
+def _forward(model: Model, backbone: str) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
+    """Variables and inputs -> taps as a training step would give them, were nothing random."""
+    def run(variables: Any, inputs: jax.Array) -> dict[str, jax.Array]:
+        norms = frozenset(model.norm_paths(variables))
+        return model.taps(variables, {backbone: inputs}, train=True, frozen_norms=norms)[0]
+
+    return run
+
+
+def _pays(ready: ReadyStage, stream: Any, assembly: Assembly, cut: Cut) -> bool:
+    """Whether the stage sees its examples often enough, and the features fit where the images do."""
+    program = ready.program
+    shape, dtype = stream.example_shapes[stream.spec.inputs[cut.backbone]]
+    taps = jax.eval_shape(_forward(cut.before, cut.backbone), assembly.variable_shapes,
+                          jax.ShapeDtypeStruct((1, *shape), dtype))
+    each = sum(taps[name].size * taps[name].dtype.itemsize for name in map(_of(cut.backbone), cut.taps))
+    fits = assembly.members * stream.size * each <= stream.spec.device_bytes
+    repeats = sum(update.repeats for update in program.updates if stream.name in update.streams)
+    return fits and program.total_steps * stream.spec.batch_size * repeats >= VISITS * stream.size
+
+
+def _computed(assembly: Assembly, name: str, cut: Cut, params: Flat, batch_stats: Any,
+              feed: Any) -> dict[str, jax.Array]:
+    """The taps of all examples of a stream, [S, n, ...]."""
+    stream, size = assembly.stream(name), min(assembly.spec.eval_batch_size, assembly.stream(name).size)
+    forward = _forward(cut.before, cut.backbone)
+
+    def rows(variables: Any, feed: Any, number: jax.Array) -> dict[str, jax.Array]:
+        batch = stream.evaluation_batch(feed, number, size)
+        taps = forward(variables, batch[stream.spec.inputs[cut.backbone]])
+        return {tap: taps[tap] for tap in map(_of(cut.backbone), cut.taps)}
+
+    step = compiled(over_members(rows, assembly.members, (0, stream.feed_axes(), None), assembly.spec.members))
+    tree = unflatten({path: leaf for path, leaf in params.items() if path.startswith(f"{cut.backbone}/")})
+    variables = {"params": tree, "batch_stats": batch_stats}
+    parts = [jax.device_get(step(variables, feed, jnp.int32(number))) for number in range(stream.batches_of(size))]
+    whole = {tap: np.concatenate([part[tap] for part in parts], axis=1)[:, :stream.size] for tap in parts[0]}
+    return jax.tree.map(jnp.asarray, whole)
+
+
+def _of(backbone: str) -> Callable[[str], str]:
+    return lambda tap: _qualified(backbone, tap)
+
+
+def _qualified(backbone: str, tap: str) -> str:
+    return tap if backbone == MAIN else f"{backbone}/{tap}"
