@@ -114,6 +114,17 @@ def test_arrays_from_a_file(tmp_path):
         source("arrays", path=str(file))
 
 
+def test_arrays_under_other_names_and_labels_of_bytes(tmp_path):
+    file = tmp_path / "a.npz"
+    image, label = np.zeros((4, 3, 3), np.uint8), np.array([[0], [2], [1], [1]], np.uint8)
+    np.savez(file, x_train=image, y_train=label, more=np.zeros(7))
+    splits = source("arrays", path=str(file), arrays={"train_image": "x_train", "train_label": "y_train"})
+    assert list(splits) == ["train"] and splits["train"].labels.tolist() == [0, 2, 1, 1]
+    assert list(splits["train"].class_names) == ["0", "1", "2"]
+    with pytest.raises(UserError, match="unknown array 'x_tran'.*did you mean 'x_train'"):
+        source("arrays", path=str(file), arrays={"image": "x_tran"})
+
+
 @pytest.mark.parametrize("arrays,message", [
     ({"image": np.zeros((3, 4), np.uint8)}, "has the shape (3, 4)"),
     ({"image": np.zeros((3, 4, 4), np.uint8), "label": np.zeros(2, int)}, "the images call for (3,)"),

@@ -74,6 +74,22 @@ def expand(recipe: str, setting: Setting, **arguments: Any) -> Config:
     return found(setting)
 
 
+def grafted(stages: Config, prefix: str, **keys: Any) -> Config:
+    """The stages of a recipe under names that begin with `prefix`, to stand beside those of others; `keys` are given to
+    the last of them."""
+    names = {name: f"{prefix}_{name}" if len(stages) > 1 else prefix for name in stages}
+
+    def renamed(init: Any) -> Any:
+        if isinstance(init, str):
+            return names.get(init, init)
+        return {names.get(name, name): share for name, share in init.items()}
+
+    found = {names[name]: {**stage, **({"init": renamed(stage["init"])} if "init" in stage else {})}
+             for name, stage in stages.items()}
+    last = names[list(stages)[-1]]
+    return {**found, last: {**found[last], **keys}}
+
+
 def parse(text: str) -> tuple[str, dict[str, Any]]:
     """'name(key=value;key=value)' -> the name and the arguments; values are Python literals, anything else a string."""
     match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)

@@ -28,7 +28,8 @@ class Setting:
     epochs or steps: length of the whole recipe, which shares it out among its stages.
     lr: of new parameters beside moving pretrained ones. backbone_lr: factor on it for pretrained parameters.
         probe_lr: factor on it for new parameters on a backbone that stands still.
-    start: `init` of the first stage. source_classes: size of the published classifier, for recipes that use it.
+    start: `init` of the first stage. source_classes: size of the published classifier, for recipes that use it;
+        source_head: the model's own head that has it, where the source was trained in the same experiment.
     stage: further keys of every stage (optimizer, weight_decay, clip_norm, ...).
     """
 
@@ -46,6 +47,7 @@ class Setting:
     probe_lr: float = 10.0
     start: str = "fresh"
     source_classes: int = 0
+    source_head: str = ""
     stage: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -58,7 +58,7 @@ def ewc(setting: Setting, *, strength: float = 1.0, measured_on: str = "",
 
     measured_on: a stream, best of the source's data; empty: the training images.
     """
-    terms = {"consolidation": {"kind": "ewc", "head": SOURCE, "strength": strength,
+    terms = {"consolidation": {"kind": "ewc", "strength": strength,
                                "measured_on": measured_on or setting.stream, "measured_examples": measured_examples}}
     return with_source_head(setting, "ewc", terms, group="frozen", weight_decay=0.0)
 
@@ -66,8 +66,8 @@ def ewc(setting: Setting, *, strength: float = 1.0, measured_on: str = "",
 def co_tuning(setting: Setting, *, weight: float = 2.3, measured_examples: int | None = None) -> Config:
     """Co-Tuning (You et al. 2020): the published classifier stays in use; it learns the source classes that each class
     of the new task looked like. Needs `source_classes`."""
-    terms = {"co_tuning": {"kind": "co_tuning", "task": setting.name, "stream": setting.stream, "head": SOURCE,
-                           "weight": weight, "measured_examples": measured_examples}}
+    terms = {"co_tuning": {"kind": "co_tuning", "task": setting.name, "stream": setting.stream, "weight": weight,
+                           "measured_examples": measured_examples}}
     return with_source_head(setting, "co_tuning", terms)
 
 
@@ -85,7 +85,7 @@ def stoch_norm(setting: Setting, *, p: float = 0.5) -> Config:
 def lwf(setting: Setting, *, weight: float = 1.0, temperature: float = 2.0) -> Config:
     """Learning without Forgetting (Li & Hoiem 2016): the published classifier's answers to the new images are held to
     what they were. Needs `source_classes`."""
-    terms = {"remember": {"kind": "distillation", "stream": setting.stream, "head": SOURCE, "weight": weight,
+    terms = {"remember": {"kind": "distillation", "stream": setting.stream, "weight": weight,
                           "temperature": temperature}}
     return with_source_head(setting, "lwf", terms)
 
@@ -103,11 +103,15 @@ def wise_ft(setting: Setting, *, share: float = 0.5, head_share: float = 0.5) ->
 
 def with_source_head(setting: Setting, name: str, terms: dict[str, Any], group: str = "backbone",
                      **keys: Any) -> Config:
-    """One stage of fine-tuning in which the published classifier is the head `source`, in the group `group`."""
-    if not setting.source_classes or not setting.pretrained:
+    """One stage of fine-tuning in which the published classifier, or the setting's own, is in the group `group`."""
+    if not setting.source_head and not (setting.source_classes and setting.pretrained):
         raise UserError(f"recipe {name} needs the published classifier: pretrained weights that have one, and the "
-                        f"number of its classes (source_classes)")
-    head = {"kind": "linear", "tap": setting.head.get("tap", "pooled"), "classes": setting.source_classes}
+                        f"number of its classes (source_classes); or source_head, a head of the experiment")
+    head = setting.source_head or SOURCE
+    terms = {term: {**found, "head": head} for term, found in terms.items()}
     found = moving(setting, terms=terms, init=setting.start, **keys)
-    found["partition"] = ((f"heads/{SOURCE}/.*", group), *found["partition"])
-    return plan(setting, {name: found}, heads={SOURCE: head}, pretrained={"head": SOURCE})
+    found["partition"] = ((f"heads/{head}/.*", group), *found["partition"])
+    if setting.source_head:
+        return plan(setting, {name: found})
+    component = {"kind": "linear", "tap": setting.head.get("tap", "pooled"), "classes": setting.source_classes}
+    return plan(setting, {name: found}, heads={SOURCE: component}, pretrained={"head": SOURCE})

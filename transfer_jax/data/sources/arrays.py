@@ -8,26 +8,33 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer_jax.core.errors import UserError
+from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.data.dataset import ArrayDataset, Dataset
 
 KEYS = ("image", "label", "mask")
 
 
-def arrays_source(*, path: str = "", class_names: tuple[str, ...] | None = None) -> dict[str, Dataset]:
+def arrays_source(*, path: str = "", class_names: tuple[str, ...] | None = None,
+                  arrays: dict[str, str] | None = None) -> dict[str, Dataset]:
     """An .npz file with the arrays `image` [, `label`] [, `mask`] (split 'train'), or `<split>_image` and so on.
 
-    Shapes and types as in `from_arrays`.
+    `arrays` names those of a file with other names, and leaves all others out: {"train_image": "x_train",
+    "train_label": "y_train"}. Shapes and types as in `from_arrays`; labels may also be [n, 1].
     """
     file = Path(path).expanduser()
     if not path or not file.is_file():
         raise UserError(f"the array file {path!r} does not exist; give the `path` of an .npz file")
     try:
         with np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
+            for name in (arrays or {}).values():
+                if name not in archive.files:
+                    raise unknown("array", name, archive.files, path)
+            found = {ours: archive[name] for ours, name in (arrays or {key: key for key in archive.files}).items()}
     except (ValueError, OSError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path!r} is no .npz file of plain arrays ({error}); save it with numpy.savez") from error
-    return from_arrays(arrays, class_names, origin=file.name)
+    found = {name: value[:, 0] if name.endswith("label") and value.ndim == 2 and value.shape[1] == 1 else value
+             for name, value in found.items()}
+    return from_arrays(found, class_names, origin=file.name)
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], class_names: Sequence[str] | None = None,
@@ -50,10 +57,10 @@ def from_arrays(arrays: Mapping[str, np.ndarray], class_names: Sequence[str] | N
         _check(parts, f"{origin}, split {split!r}")
     if class_names is None:
         kind = "label" if all("label" in parts for parts in splits.values()) else "mask"
-        top = max((int(parts[kind].max(initial=-1)) for parts in splits.values() if kind in parts), default=-1)
+        top = max((_highest(parts[kind]) for parts in splits.values() if kind in parts), default=-1)
         class_names = [str(number) for number in range(top + 1)]
     for split, parts in splits.items():
-        if "label" in parts and int(parts["label"].max(initial=-1)) >= len(class_names):
+        if "label" in parts and _highest(parts["label"]) >= len(class_names):
             raise UserError(f"{origin}, split {split!r}: the labels reach {parts['label'].max()}, but there are "
                             f"{len(class_names)} class_names; name them all")
     return {split: ArrayDataset(as_bytes(parts["image"], f"{origin}, split {split!r}"), parts.get("label"),
@@ -76,6 +83,11 @@ def _check(parts: Mapping[str, np.ndarray], where: str) -> None:
             raise UserError(f"{where}: {kind!r} has the shape {array.shape}, but the images call for {wanted}")
         if array.dtype.kind not in "iu" or array.min(initial=0) < 0:
             raise UserError(f"{where}: {kind!r} must hold whole numbers from 0; it is {array.dtype}")
+
+
+def _highest(array: np.ndarray) -> int:
+    """The largest value, -1 of none; bytes have no -1 to start from."""
+    return int(array.max()) if array.size else -1
 
 
 def as_bytes(image: np.ndarray, where: str) -> np.ndarray:
