@@ -156,8 +156,13 @@ def finetuned(spec: ExperimentSpec, folder: Path) -> float:
 def mean_ranks(candidates: Sequence[Candidate]) -> dict[str, float]:
     """Candidate -> mean of its ranks (1 is best, equals share) over the scores that all of them have."""
     common = [name for name in score_names(candidates) if all(name in c.scores for c in candidates)]
-    ranks = [rankdata([-c.scores[name] for c in candidates]) for name in common]
+    ranks = [rankdata([-_significant(c.scores[name]) for c in candidates]) for name in common]
     return dict(zip([c.name for c in candidates], np.mean(ranks, axis=0).tolist(), strict=True))
+
+
+def _significant(value: float) -> float:
+    """Six digits: scores that differ only by rounding are equal, as the H-scores of fewer examples than features."""
+    return float(f"{value:.6g}")
 
 
 def score_names(candidates: Sequence[Candidate]) -> list[str]:
@@ -168,7 +173,7 @@ def score_names(candidates: Sequence[Candidate]) -> list[str]:
 def agreement(candidates: Sequence[Candidate], name: str) -> float | None:
     """Weighted Kendall's tau (Vigna 2015) of a score and the truth over the candidates that have both; None for fewer
     than two, or where all are equal."""
-    pairs = [(c.scores[name], c.truth) for c in candidates if name in c.scores and c.truth is not None]
+    pairs = [(_significant(c.scores[name]), c.truth) for c in candidates if name in c.scores and c.truth is not None]
     if len(pairs) < 2:
         return None
     tau = float(weightedtau(*zip(*pairs, strict=True)).statistic)
@@ -178,8 +183,11 @@ def agreement(candidates: Sequence[Candidate], name: str) -> float | None:
 def show(candidates: Sequence[Candidate], title: str, out: Path | None) -> None:
     """Prints one table, a column a source, and writes it as JSON."""
     finetuned = all(c.truth is not None for c in candidates)
-    rows = [[name, *(_cell(c, name) for c in candidates), *([_tau(candidates, name)] if finetuned else [])]
-            for name in score_names(candidates)]
+    rows = []
+    for name in score_names(candidates):
+        rows.append([name, *(_cell(c, name) for c in candidates), *([_tau(candidates, name)] if finetuned else [])])
+        if any(name in c.intervals for c in candidates):
+            rows.append(["  95 % interval", *(_interval(c, name) for c in candidates), *([""] if finetuned else [])])
     ranks = mean_ranks(candidates)
     rows.append(["mean rank", *(f"{ranks[c.name]:.2f}" for c in candidates), *([""] if finetuned else [])])
     if finetuned:
@@ -195,12 +203,11 @@ def show(candidates: Sequence[Candidate], title: str, out: Path | None) -> None:
 
 
 def _cell(candidate: Candidate, name: str) -> str:
-    if name not in candidate.scores:
-        return "-"
-    if name in candidate.intervals:
-        low, high = candidate.intervals[name]
-        return f"{candidate.scores[name]:.4f} ({low:.2f} to {high:.2f})"
-    return f"{candidate.scores[name]:.4f}"
+    return f"{candidate.scores[name]:.4f}" if name in candidate.scores else "-"
+
+
+def _interval(candidate: Candidate, name: str) -> str:
+    return "{:.2f} to {:.2f}".format(*candidate.intervals[name]) if name in candidate.intervals else "-"
 
 
 def _tau(candidates: Sequence[Candidate], name: str) -> str:
