@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -67,12 +67,13 @@ def find_cut(ready: ReadyStage, assembly: Assembly, name: str) -> Cut | None:
     """The deepest tap up to which the network gives the same for an example in every step; None if there is none."""
     program, stream, spec = ready.program, ready.program.streams[name], ready.spec
     if (spec.cache != "auto" or stream.storage != "device" or stream.spec.augment or len(stream.spec.inputs) != 1
-            or spec.weight_noise or spec.stochastic_norm is not None
+            or spec.weight_noise or spec.stochastic_norm is not None or program.model.inserts
             or (program.joint_forward and len(program.streams) > 1)):
         return None
     (backbone,) = stream.spec.inputs
     module = assembly.model.backbones[backbone]
-    tap = freeze_point(module, moving_parts(program.partition.trainable, backbone))
+    added = [path for path in ready.shapes if path.startswith(PREFIX)]  # frozen ones change what the layers compute
+    tap = freeze_point(module, moving_parts([*program.partition.trainable, *added], backbone))
     read = _read_taps(ready, assembly, name, backbone)
     if tap is None or read is None:
         return None
@@ -84,9 +85,9 @@ def find_cut(ready: ReadyStage, assembly: Assembly, name: str) -> Cut | None:
     return cut if kept and _same_every_step(ready, assembly, stream, cut) else None
 
 
-def moving_parts(trainable: list[str], backbone: str) -> set[str]:
-    """The first parts of the paths below a backbone that train, those with new leaves of `peft` included."""
-    plain = (path.split("/", 2)[2] if path.startswith(PREFIX) else path for path in trainable)
+def moving_parts(paths: Sequence[str], backbone: str) -> set[str]:
+    """The first parts of the paths below a backbone, new leaves of `peft` counted to the modules that they change."""
+    plain = (path.split("/", 2)[2] if path.startswith(PREFIX) else path for path in paths)
     return {path.split("/")[1] for path in plain if path.startswith(f"{backbone}/")}
 
 

@@ -171,7 +171,8 @@ class StageRun:
         measuring = Measuring(assembly, self.ready)
         unknown = measuring.shapes(params, batch_stats)
         self.ready, feeds, notes = with_features(self.ready, assembly, params, batch_stats, feeds)
-        program = self.ready.program
+        for note in notes:
+            self.progress.message(note)
         names = self._metric_names(params, batch_stats, unknown, feeds, seeds)
         blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), unknown)
         state, self.constants = self.ready.start(params, batch_stats, len(names), assembly.members, blank)
@@ -183,16 +184,15 @@ class StageRun:
 
     def run(self) -> None:
         """Trains what is left of the stage and records its result."""
-        runner, program = self.runner, self.ready.program
-        assembly, begun = runner.assembly, self.begin()
+        runner, assembly = self.runner, self.runner.assembly
+        begun = self.begin()
+        program = self.ready.program
         if self.spec.best:
             self.best = results.start_best(assembly.members, begun.state.trainable, begun.state.batch_stats)
         step, state = self._resume(begun.state)
         if step == 0:
             self.measure_start(begun)
         self._show_groups()
-        for note in notes:
-            self.progress.message(note)
         self.progress.start_stage(self.spec.title or self.name, program.total_steps, step)
         self._began = time.monotonic()
         if step < program.total_steps:
