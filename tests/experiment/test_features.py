@@ -89,6 +89,20 @@ def test_the_cache_answers_only_for_the_same(digits_file, arrays, tmp_path, monk
     assert passes() == 0, "all are kept side by side"
 
 
+def test_adapters_that_stay_in_the_parameters_are_part_of_the_hash(digits_file):
+    assembly, variables = opened(digits_file, {"stages.pretrain.peft": {
+        "low": {"kind": "adapter", "targets": ("backbone/stage1.*",), "width": 2}}})
+    keys = set()
+    for value in (0.0, 1.0):
+        new = {"peft": {"low": {"backbone": {"stage1": {"down": np.full(2, value)}}}}}
+        described = features.describe(assembly, {**variables, "params": variables["params"] | new}, "test", ("pooled",),
+                                      "mean")
+        assert described["inserted"]["low"]["kind"] == "adapter"
+        keys.add(described["weights"])
+    keys.add(features.describe(assembly, variables, "test", ("pooled",), "mean")["weights"])
+    assert len(keys) == 3
+
+
 class Killed(BaseException):
     pass
 

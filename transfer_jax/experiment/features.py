@@ -28,6 +28,7 @@ from transfer_jax.experiment.pretraining import with_pretrained
 from transfer_jax.experiment.results import stage_result
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import fresh_variables
+from transfer_jax.experiment.staying import all_methods
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.training.mesh import place_batch, replicate, shard_batch
 from transfer_jax.training.progress import Progress
@@ -130,11 +131,14 @@ def describe(assembly: Assembly, variables: Mapping[str, Any], stream: str, taps
              pool: str) -> dict[str, Any]:
     """All that features depend on, as plain JSON values: weights and data by their hashes."""
     opened, spec = assembly.stream(stream), assembly.spec
-    used = [*opened.spec.inputs, *(tap for tap in taps if tap.startswith(HEAD))]
+    inserted = variables["params"].get("peft", {})  # adapters and prompts, which stay in a stage's result
+    used = [*opened.spec.inputs, *(tap for tap in taps if tap.startswith(HEAD)), "peft"]
     heads = {tap: assembly.sized_heads[tap.removeprefix(HEAD)].model_dump(mode="json")
              for tap in taps if tap.startswith(HEAD)}
     return {"transfer_jax": __version__, "precision": spec.precision, "taps": list(taps), "pool": pool,
             "model": {name: spec.model.backbones[name].model_dump(mode="json") for name in opened.spec.inputs} | heads,
+            "inserted": {name: method.model_dump(mode="json") for name, method in all_methods(spec).items()
+                         if name in inserted},
             "weights": weights_hash(variables, used), "preprocessing": opened.description,
             "inputs": dict(opened.spec.inputs), "data": opened.fingerprint()}
 

@@ -139,7 +139,7 @@ def check_parts(parts: dict[str, Features]) -> None:
         if features.columns != first.columns:
             raise UserError(f"the features for {part} ({features.folder}) have other columns than those for train "
                             f"({first.folder}); make both with the same model and taps")
-        same = ("weights", "model", "pool", "precision")
+        same = ("weights", "model", "inserted", "pool", "precision")
         if any(features.manifest["description"].get(name) != first.manifest["description"].get(name) for name in same):
             raise UserError(f"the features for {part} ({features.folder}) come from another model than those for train "
                             f"({first.folder}); make both with the same")
