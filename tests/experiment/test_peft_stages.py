@@ -122,6 +122,7 @@ def test_adapters_stay_in_the_result_and_later_stages_and_the_export_run_with_th
     head = {**LOW_RANK, "init": "tuned", "peft": {}, "steps": 2, "groups": {"head": {}},
             "partition": (("heads/.*", "head"), (".*", "frozen"))}
     config = with_stages(digits_file, tuned=ADAPTED, after=after, head=head)
+    config["model"]["backbones"]["backbone"]["norm"] = "batch"
     run = tiny_experiment.run(config, tmp_path)
     before, tuned, later, last = (run.result(name, "last")[0] for name in ("pretrain", "tuned", "after", "head"))
     new = {path for path in tuned if path.startswith("peft/small/backbone/")}
@@ -129,6 +130,7 @@ def test_adapters_stay_in_the_result_and_later_stages_and_the_export_run_with_th
     for path in before:  # nothing else moved, statistics included
         assert np.array_equal(before[path], tuned[path]) != path.startswith("heads/"), path
     assert all(np.array_equal(tuned[path], last[path]) for path in tuned if not path.startswith("heads/"))
+    assert tiny_experiment.same_leaves(run.result("pretrain", "last")[1], run.result("tuned", "last")[1])
     rows = json.loads((tmp_path / "results.json").read_text())
     scores = {row["stage"]: row["metrics"] for row in rows}
     assert scores["tuned"] == scores["after"] != scores["pretrain"]

@@ -96,6 +96,7 @@ def test_the_engine_measures_what_a_loop_over_the_examples_gives(digits_file):
     ({"weight_noise": {"kind": "mixout", "p": 1.0}}, "no probability below 1"),
     ({"weight_noise": {"kind": "mixout", "include": "nothing"}}, "matches none of the"),
     ({"weight_noise": {"kind": "mixup"}}, "did you mean 'mixout'"),
+    ({"objective": {"terms": {"d": DIGITS, "e": {**TERMS["delta"], "tap": "stage9"}}}}, "stage9"),
     ({"objective": {"terms": {"d": DIGITS, "e": {**TERMS["ewc"], "measured_on": "tset"}}}}, "did you mean 'test'"),
 ])
 def test_faults_stop_before_training(stage, words, digits_file, tmp_path):

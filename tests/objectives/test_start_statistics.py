@@ -111,8 +111,15 @@ def test_the_relationship_is_the_class_mean_of_source_predictions(temperature):
 def test_co_tuning_is_the_cross_entropy_with_the_row_of_the_label():
     logits, rows = RNG.normal(size=(9, 3)), scipy.special.softmax(RNG.normal(size=(3, 3)), axis=1)
     losses = -(rows[LABELS] * scipy.special.log_softmax(logits, axis=1)).sum(1)
-    found = co_tuning(jnp.asarray(logits), jnp.asarray(LABELS), jnp.asarray(WEIGHTS), jnp.asarray(rows))
+    given = [jnp.asarray(array, jnp.float32) for array in (logits, WEIGHTS, rows)]
+    found = co_tuning(given[0], jnp.asarray(LABELS), None, *given[1:])
     np.testing.assert_allclose(found, np.average(losses, weights=WEIGHTS), rtol=1e-5)
+    mixed = scipy.special.softmax(RNG.normal(size=(9, 3)), axis=1)
+    losses = -(mixed @ rows * scipy.special.log_softmax(logits, axis=1)).sum(1)
+    np.testing.assert_allclose(co_tuning(given[0], jnp.asarray(LABELS), jnp.asarray(mixed), *given[1:]),
+                               np.average(losses, weights=WEIGHTS), rtol=1e-5)
+    assert np.isnan(co_tuning(given[0], jnp.asarray(LABELS - 1), None, *given[1:]))
+    assert np.isnan(measured(relationship(), view(), LABELS - 1)).any()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.2])

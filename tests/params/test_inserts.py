@@ -159,11 +159,12 @@ def test_prompts_equal_embeddings_put_there_by_hand():
 
 
 @pytest.mark.parametrize(("backbone", "kind", "target", "arguments", "words"), [
-    (VIT, "adapter", "backbone/blok0/mlp", {}, "match nothing; nearest: .*block0/mlp"),
+    (VIT, "adapter", "backbone/blok0/mlp", {}, "matches nothing; nearest: .*block0/mlp"),
     (VIT, "adapter", "backbone/block0/mlp", {"width": 0}, "a width above 0"),
     (VIT, "adapter", "backbone/block0/mlp", {"size": 3}, "unknown argument 'size'"),
-    (VIT, "prompts", "vit", {}, "match nothing; nearest: backbone"),
+    (VIT, "prompts", "vit", {}, "matches nothing; nearest: backbone"),
     (VIT, "prompts", "backbone", {"count": 0}, "use at least 1"),
+    (VIT, "adapter", "(", {}, "not a regular expression"),
     (VIT, "promts", "backbone", {}, "did you mean 'prompts'"),
     (SmallCNN(widths=(4,)), "prompts", "backbone", {}, "prompts are for whole transformers"),
     (VIT.clone(until="block1"), "prompts", "backbone", {}, "gives no tap tokens"),

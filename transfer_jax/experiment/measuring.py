@@ -16,6 +16,7 @@ from transfer_jax.core.members import over_members
 from transfer_jax.core.paths import unflatten
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.stage import ReadyStage
+from transfer_jax.models.taps import find_tap
 from transfer_jax.objectives.spec import TermSpec
 from transfer_jax.objectives.statistics import StartView, Statistic
 from transfer_jax.objectives.wiring import (
@@ -98,17 +99,17 @@ class Measuring:
         name, program = measured_stream(term.spec), self.ready.program
         stream = self.assembly.stream(name)
 
-        def taps(batch: Mapping[str, Any], parameters: Flat, edits: Any = None) -> tuple[Any, Any]:
-            variables = {"params": unflatten(merged(program.peft, {**params, **parameters})),
+        def taps(batch: Mapping[str, Any], parameters: Flat | None = None, edits: Any = None) -> tuple[Any, Any]:
+            variables = {"params": unflatten(merged(program.peft, {**params, **(parameters or {})})),
                          "batch_stats": batch_stats}
             return variables, program.model.taps(variables, inputs_of(stream, batch), edits=edits)[0]
 
-        def logits(batch: Mapping[str, Any], parameters: Flat = {}, edits: Any = None) -> jax.Array:  # noqa: B006
+        def logits(batch: Mapping[str, Any], parameters: Flat | None = None, edits: Any = None) -> jax.Array:
             variables, found = taps(batch, parameters, edits)
             return program.model.head(variables, term.head, found, image_size(stream, batch))[0]
 
         def features(batch: Mapping[str, Any]) -> jax.Array:
-            return taps(batch, {})[1][term.spec.tap]
+            return find_tap(taps(batch)[1], term.spec.tap)
 
         return StartView({path: params[path] for path in program.partition.trainable}, logits, features,
                          functools.partial(labels_of, term, name), self._loss(term, name), term.task_kind,

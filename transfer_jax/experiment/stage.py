@@ -104,7 +104,7 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
         stored_norms=spec.batch_norm == "stored",
         noise=make_noise(spec.weight_noise, parts.trainable, f"{where}.weight_noise") if spec.weight_noise else None,
         log_every=assembly.spec.log_every, members=assembly.spec.members, **_averaging(spec, parts, defaults))
-    _check_batches(program, where)
+    _check_program(program, where)
     looks_back = spec.weight_noise is not None or any(term.needs_start for term in terms)
     inherited = tuple(path for path in shapes if path.startswith(tuple(
         f"{PREFIX}{method}/" for method in inherited_methods(assembly.spec, name))))
@@ -230,7 +230,9 @@ def _check_initial(combine: Component, where: str) -> None:
             raise unknown("argument", name, options, f"{where}.combine (kind {combine.kind!r})")
 
 
-def _check_batches(program: Program, where: str) -> None:
+def _check_program(program: Program, where: str) -> None:
+    if program.model.stochastic_norm is not None and not program.norm_paths:
+        raise UserError(f"{where}.stochastic_norm: the model has no BatchNorm, so it would do nothing; leave it out")
     for name, stream in program.streams.items():
         if stream.spec.batch_size % program.accumulate:
             raise UserError(f"{where}.accumulate = {program.accumulate} does not divide the batch size "

@@ -64,7 +64,8 @@ def _distance(features: jax.Array, start_features: jax.Array, weights: jax.Array
     return alpha / 2 * weighted_mean(jnp.sum(channels * squared, axis=-1), weights)
 
 
-def co_tuning(logits: jax.Array, labels: jax.Array, weights: jax.Array, relationship: jax.Array) -> jax.Array:
+def co_tuning(logits: jax.Array, labels: jax.Array, label_probs: jax.Array | None, weights: jax.Array,
+              relationship: jax.Array) -> jax.Array:
     """Cross-entropy of the source head with p(source class | label): Co-Tuning (You et al. 2020, section 3).
 
     Keeps the head of the source task (`head`) in use beside the target task's own term; the paper's weight is 2.3. The
@@ -72,9 +73,14 @@ def co_tuning(logits: jax.Array, labels: jax.Array, weights: jax.Array, relation
 
     Args:
       logits: of the source head, float [B, K source].
-      labels: of the target task, int [B].
+      labels: of the target task, int [B]; one that is no class gives NaN, as in `cross_entropy`.
+      label_probs: float [B, K target] in their place where examples are mixed, or None.
       weights: float [B].
       relationship: float32 [K target, K source], rows sum to 1.
     """
-    wanted = relationship[labels]
-    return weighted_mean(-jnp.sum(wanted * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1), weights)
+    classes = relationship.shape[0]
+    targets = jax.nn.one_hot(labels, classes) if label_probs is None else label_probs.astype(jnp.float32)
+    wanted = jnp.matmul(targets, relationship, precision="highest")
+    losses = -jnp.sum(wanted * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+    valid = (labels >= 0) & (labels < classes) | (label_probs is not None)
+    return weighted_mean(jnp.where(valid, losses, jnp.nan), weights)

@@ -100,12 +100,18 @@ def _outcomes(kind: str, scores: jax.Array, labels: jax.Array | None) -> tuple[j
     """Directions [M, K] in the scores whose squared gradients, with weights [M], sum to the information."""
     if kind == "classification":
         if labels is not None:
-            return jax.nn.one_hot(labels, len(scores)), jnp.ones(1)
+            return _indicators(labels, len(scores)), jnp.ones(1)
         return jnp.eye(len(scores)), jnp.exp(scores)
     mean = jax.nn.sigmoid(scores) if kind == "binary" else scores
     if labels is not None:
         return (labels.astype(jnp.float32) - mean)[None], jnp.ones(1)
     return jnp.eye(len(scores)), mean * (1 - mean) if kind == "binary" else jnp.ones_like(mean)
+
+
+def _indicators(labels: jax.Array, classes: int) -> jax.Array:
+    """int [N] -> float32 [N, classes]; NaN for a label that is no class, so that it cannot go unnoticed."""
+    valid = (labels >= 0) & (labels < classes)
+    return jnp.where(valid[:, None], jax.nn.one_hot(labels, classes), jnp.nan)
 
 
 def relationship(*, temperature: float = 1.0) -> Statistic:
@@ -117,13 +123,13 @@ def relationship(*, temperature: float = 1.0) -> Statistic:
       temperature: T, chosen on source data such that the source head is calibrated.
     """
     def measure(view: StartView, batch: Batch) -> Any:
-        chosen = jax.nn.one_hot(view.labels(batch), view.classes) * batch["weight"][:, None]
+        chosen = _indicators(view.labels(batch), view.classes) * batch["weight"][:, None]
         probabilities = jax.nn.softmax(view.logits(batch).astype(jnp.float32) / temperature)
         return jnp.matmul(chosen.T, probabilities, precision="highest"), chosen.sum(0)
 
     def finish(sums: Any) -> jax.Array:
         total, count = sums[0], sums[1][:, None]
-        return jnp.where(count > 0, total / jnp.maximum(count, 1), 1 / total.shape[1])
+        return jnp.where(count == 0, 1 / total.shape[1], total / jnp.maximum(count, 1))
 
     return Statistic(measure, finish)
 

@@ -166,18 +166,26 @@ def inserted_leaves(name: str, spec: Any, outlines: Mapping[str, Outline], seed:
       outlines: of the backbones by name.
     """
     insert = make_insert(spec, where)
+    _check_targets(insert, spec, outlines, f"{where}.targets")
     added: Flat = {}
     for backbone, outline in outlines.items():
         for place in insert.places(outline, backbone, spec.targets, f"{where}.targets"):
             key = jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(f"{name}/{backbone}/{place}".encode())))
             for leaf, value in insert.initial(key, outline, place).items():
                 added[f"{PREFIX}{name}/{backbone}/{place}/{leaf}"] = value
-    if not added:
-        known = [f"{backbone}/{module}" for backbone, outline in outlines.items() for module in outline.modules]
-        options = list(outlines) if spec.kind == "prompts" else nearest(spec.targets[0], known) or known[:3]
-        raise UserError(f"{where}.targets: {', '.join(map(repr, spec.targets))} match nothing; nearest: "
-                        f"{', '.join(options)}")
     return added
+
+
+def _check_targets(insert: Insert, spec: Any, outlines: Mapping[str, Outline], where: str) -> None:
+    for pattern in spec.targets:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"{where}: {pattern!r} is not a regular expression: {error}") from error
+        if not any(insert.places(outline, backbone, (pattern,), where) for backbone, outline in outlines.items()):
+            known = [f"{backbone}/{module}" for backbone, outline in outlines.items() for module in outline.modules]
+            close = list(outlines) if spec.kind == "prompts" else nearest(pattern, known) or known[:3]
+            raise UserError(f"{where}: {pattern!r} matches nothing; nearest: {', '.join(close)}")
 
 
 def outline_of(backbone: nn.Module, example: Any) -> Outline:
