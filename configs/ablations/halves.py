@@ -28,13 +28,14 @@ BACKBONE = dict(kind="cifar_resnet8")
 
 def arguments(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
     """`seeds` (how many), `base_steps` (on half A), `steps` (of a recipe) and what the ablation adds."""
-    return parse_arg(arg, **{**dict(seeds=3, base_steps=800, steps=200), **defaults})
+    return parse_arg(arg, **{**dict(seeds=3, base_steps=500, steps=120), **defaults})
 
 
 def cifar(half: str, split: str = "train", **selection: Any) -> dict:
     """A stream of half 'a' or 'b'."""
     classes = CLASSES[:5] if half == "a" else CLASSES[5:]
-    return dict(data=CIFAR, split=split, classes=classes, batch_size=64, **NORMALIZED, **selection)
+    size = 64 if half == "a" else 32
+    return dict(data=CIFAR, split=split, classes=classes, batch_size=size, **NORMALIZED, **selection)
 
 
 def experiment(args: Mapping[str, Any], name: str, title: str, streams: dict, stages: dict, *, report: dict,

@@ -32,4 +32,4 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
 def get_sweep(arg: str | None = None) -> Iterator[dict]:
     """Longer and shorter training of the recipes on the most labels."""
-    yield from ({"stages.scratch_400.steps": steps} for steps in (400, 800))
+    yield from ({"stages.scratch_400.steps": steps} for steps in (240, 480))

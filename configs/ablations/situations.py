@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     args = arguments(arg)
 
     def numbers(**selection: object) -> dict:
-        return dict(data=SVHN, batch_size=64, split_seed=0, **NORMALIZED, **selection)
+        return dict(data=SVHN, batch_size=32, split_seed=0, **NORMALIZED, **selection)
 
     targets = {"similar, small": ("b", cifar("b", labels_per_class=10)), "similar, large":
                ("b", cifar("b", labels_per_class=400)), "different, small": ("n", numbers(per_class="[:10]")),

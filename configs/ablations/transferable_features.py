@@ -21,7 +21,7 @@ BLOCKS = ("(conv1|bn1|stage1)", "stage2", "stage3")
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """`labels`: of B per class, 0 for all; `steps`: of every network."""
-    args = arguments(arg, steps=600, labels=0)
+    args = arguments(arg, steps=400, labels=0)
     chosen = dict(labels_per_class=args.labels) if args.labels else {}
     stages = dict(base_b=network(args, "random", (), "base B", {}))
     for n in range(1, len(BLOCKS) + 1):

@@ -70,7 +70,7 @@ def frozen_paths(workdir, stage):
 
 
 @pytest.mark.parametrize(("recipe", "backbone"), [(recipe, backbone) for recipe in PLAIN for backbone in (CNN, VIT)
-                                                  if backbone is VIT or recipe not in RUN],
+                                                  if backbone is VIT or recipe not in (*RUN, "prompts")],
                          ids=lambda value: value if isinstance(value, str) else value["kind"])
 def test_it_fits_the_backbone(recipe, backbone, digits_file):
     spec = experiment(digits_file, recipe, backbone)

@@ -35,6 +35,26 @@ def ssf(setting: Setting, *, targets: str = "") -> Config:
     return _new_leaves(setting, "ssf", targets or modules_with(setting, "bias"))
 
 
+def adapter(setting: Setting, *, width: int = 16, placement: str = "serial", targets: str = "") -> Config:
+    """Small networks behind modules, or beside them with placement="parallel" (Houlsby et al. 2019; He et al. 2022).
+
+    targets: a regex of module paths that take one array to one; empty: the attention and perceptron of every block, or
+    every convolution of a network without such.
+    """
+    blocks = r"backbone/block\d+/(attention|mlp)"
+    if not targets:
+        modules = {"backbone/" + "/".join(path.split("/")[:2]) for path in leaf_shapes(setting.module)}
+        targets = blocks if any(re.fullmatch(blocks, module) for module in modules) else \
+            modules_with(setting, "kernel")
+    return _new_leaves(setting, "adapter", targets, width=width, placement=placement)
+
+
+def prompts(setting: Setting, *, count: int = 8, deep: bool = False) -> Config:
+    """Learned tokens in front of a transformer's own, with `deep` in every block (Jia et al. 2022; Lester et al.
+    2021)."""
+    return _new_leaves(setting, "prompts", "backbone", count=count, deep=deep)
+
+
 def bitfit(setting: Setting) -> Config:
     """Only biases move, and a new head (Ben Zaken et al. 2022). Norms run on stored statistics."""
     return _own_leaves(setting, "bitfit", r"backbone/(.*/)?bias", batch_norm="stored")
