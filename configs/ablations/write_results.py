@@ -1,0 +1,72 @@
+"""Writes docs/results.md and its figures from the folders of finished ablations:
+
+    python configs/ablations/write_results.py RUNS
+
+RUNS holds one folder for each ablation, named like its config; those that are not there keep their section.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+from transfer_jax.core.errors import UserError
+from transfer_jax.experiment.report.collect import read_runs
+from transfer_jax.experiment.report.document import result_figures
+from transfer_jax.experiment.report.pivot import layout, pivot
+from transfer_jax.experiment.report.scores import score_tables
+from transfer_jax.experiment.report.tables import to_markdown
+
+CONFIGS = Path(__file__).resolve().parent
+DOCS = CONFIGS.parents[1] / "docs"
+NAMES = ("transferable_features", "learning_curves", "distortion", "situations", "few_parameters", "regularizers")
+HEAD = """# Results of the ablations
+
+Written by `configs/ablations/write_results.py` from the files of the runs; what each does stands in its config. Means
+and half widths of 95 % intervals over the seeds, after the last step.
+"""
+
+
+def section(name: str, workdir: Path) -> str:
+    """One ablation: its docstring, its tables, its figures (written beside the page)."""
+    run = read_runs([workdir])
+    table = pivot(run, layout(run))
+    text = ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text())) or ""
+    first, _, rest = text.partition("\n\n")
+    parts = [f"## {table.layout.title}", " ".join(first.split()), rest, *map(to_markdown, score_tables(run, table))]
+    (DOCS / "figures").mkdir(exist_ok=True)
+    for picture in result_figures(table):
+        file = DOCS / "figures" / f"{name}_{picture.name}.{picture.kind}"
+        file.write_bytes(picture.content)
+        parts.append(f"![{picture.caption}](figures/{file.name})")
+    return "\n\n".join(parts)
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 2, with a sentence, if the folder holds none of the runs."""
+    page = DOCS / "results.md"
+    old = dict(part.split("\n", 1) for part in page.read_text().split("\n<!-- ")[1:]) if page.is_file() else {}
+    folder = Path(arguments[0]) if len(arguments) == 1 else Path()
+    found = [name for name in NAMES if (folder / name / "results.json").is_file()]
+    if not found:
+        print(f"error: {folder} holds no finished ablation ({', '.join(NAMES)}); run one first", file=sys.stderr)
+        return 2
+    parts = [HEAD]
+    for name in NAMES:
+        mark = f"{name} -->"
+        if name in found:
+            parts.append(f"<!-- {mark}\n{section(name, folder / name)}")
+        elif mark in old:
+            parts.append(f"<!-- {mark}\n{old[mark].rstrip()}")
+    page.write_text("\n".join(part.rstrip() + "\n" for part in parts))
+    print(f"written: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
