@@ -57,7 +57,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     source = describe(fetch(args.weights).path, args.weights) if args.weights else Description()
     backbone = backbone_of(args, source)
     setting = Setting(backbone, dict(source=args.weights) if args.weights else {}, epochs=args.epochs, lr=args.lr,
-                      source_classes=args.source_classes or len(source.classes or ()))
+                      source_classes=args.source_classes or (source.head or {}).get("classes", 0)
+                      or len(source.classes or ()))
     return ml_collections.ConfigDict(dict(
         name=f"finetune-{backbone['kind']}-{args.recipe}",
         seeds=tuple(range(args.seeds)),

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from transfer_jax.core.errors import UserError, nearest
 from transfer_jax.training.interruption import Interrupted
@@ -17,9 +17,16 @@ if TYPE_CHECKING:
 PREFIX = "--config."
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the options in one sentence, like every other fault of the user's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the options)")
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser with the option that every command has."""
-    result = argparse.ArgumentParser(description=description, allow_abbrev=False,
+    result = Parser(description=description, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--debug", action="store_true", help="show the traceback of errors")
     return result

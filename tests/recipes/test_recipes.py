@@ -1,6 +1,7 @@
 """Every recipe expands to stages that fit the backbone, trains what it says and leaves the rest bit for bit."""
 
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -181,3 +182,17 @@ def test_scratch_starts_from_the_named_draws(digits_file, tmp_path):
         assert same_leaves(leaf, params[path]) == (path.rpartition("/")[2] != "kernel"), path
     with pytest.raises(UserError, match="initializer draws nothing"):
         build(ExperimentSpec, config(digits_file, {"stages.finetune.initializer": {"kind": "he_normal"}}))
+
+
+def test_gradual_unfreezing_stopped_between_its_portions_ends_the_same(digits_file, tmp_path):
+    spec = experiment(digits_file, "gradual_unfreeze(parts=2)", steps=9).model_copy(
+        update={"checkpoint_every": 4, "keep_checkpoints": 9})
+    runner = Runner(spec, tmp_path, quiet=True)
+    runner.run()
+    whole = runner.result("gradual_unfreeze", "last")
+    for step in (8, 9):
+        shutil.rmtree(tmp_path / "checkpoints" / "gradual_unfreeze" / str(step))
+    (tmp_path / "stages" / "gradual_unfreeze.json").unlink()
+    again = Runner(spec, tmp_path, quiet=True)
+    again.run()
+    assert same_leaves(again.result("gradual_unfreeze", "last"), whole)
