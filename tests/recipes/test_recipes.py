@@ -71,13 +71,19 @@ def frozen_paths(workdir, stage):
 
 
 @pytest.mark.parametrize(("recipe", "backbone"), [(recipe, backbone) for recipe in PLAIN for backbone in (CNN, VIT)
-                                                  if backbone is VIT or recipe not in (*RUN, "prompts")],
+                                                  if (recipe != "stoch_norm" if backbone is VIT else
+                                                      recipe not in (*RUN, "prompts"))],
                          ids=lambda value: value if isinstance(value, str) else value["kind"])
 def test_it_fits_the_backbone(recipe, backbone, digits_file):
     spec = experiment(digits_file, recipe, backbone)
     assembly = Assembly(spec)
     for name in spec.stages:
         prepare(assembly, name)
+
+
+def test_a_method_of_batch_norm_needs_one(digits_file):
+    with pytest.raises(UserError, match="the model has no BatchNorm"):
+        prepare(Assembly(experiment(digits_file, "stoch_norm", VIT)), "stoch_norm")
 
 
 def groups(digits_file, recipe, backbone=CNN, steps=60):
