@@ -27,8 +27,9 @@ BACKBONE = dict(kind="cifar_resnet8")
 
 
 def arguments(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
-    """`seeds` (how many), `base_steps` (on half A), `steps` (of a recipe) and what the ablation adds."""
-    return parse_arg(arg, **{**dict(seeds=3, base_steps=500, steps=120), **defaults})
+    """`seeds` (how many), `base_steps` (on half A), `steps` (of a recipe) and what the ablation adds; `base`: the folder
+    of another ablation whose network of half A is taken, which saves training it again."""
+    return parse_arg(arg, **{**dict(seeds=3, base_steps=500, steps=120, base=""), **defaults})
 
 
 def cifar(half: str, split: str = "train", **selection: Any) -> dict:
@@ -46,6 +47,9 @@ def experiment(args: Mapping[str, Any], name: str, title: str, streams: dict, st
                 warmup_steps=20, objective=dict(terms=dict(a=dict(kind="task", task="a", stream="a"))),
                 evaluate=dict(a_test="a"))
     names = {"a": "a", **(tasks or {"b": "b"})}
+    if args["base"]:
+        base = dict(title="half A", init=f"checkpoint:{args['base']}@base", evaluate=dict(a_test="a"),
+                    new=tuple(f"heads/{name}/.*" for name in names if name != "a"))
     return ml_collections.ConfigDict(dict(
         name=name, seeds=tuple(range(args["seeds"])),
         model=dict(backbones=dict(backbone=BACKBONE), heads={task: dict(kind="linear") for task in names}),
