@@ -27,8 +27,8 @@ BACKBONE = dict(kind="cifar_resnet8")
 
 
 def arguments(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
-    """`seeds` (how many), `base_steps` (on half A), `steps` (of a recipe) and what the ablation adds; `base`: the folder
-    of another ablation whose network of half A is taken, which saves training it again."""
+    """`seeds` (how many), `base_steps` (on half A), `steps` (of a recipe), what the ablation adds, and `base`: the
+    folder of another ablation whose network of half A is taken, which saves training it again."""
     return parse_arg(arg, **{**dict(seeds=3, base_steps=500, steps=120, base=""), **defaults})
 
 
