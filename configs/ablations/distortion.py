@@ -37,9 +37,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
 
 def compressed() -> Path:
-    """The test images after JPEG compression, made once."""
+    """The test images after JPEG compression, made once (where there are any: the stream says so if not)."""
     path = cache_dir() / f"cifar10_test_jpeg{QUALITY}.npz"
-    if not path.is_file():
+    if not path.is_file() and Path(CIFAR["path"]).is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with np.load(CIFAR["path"]) as found:
             images = [_through_jpeg(image) for image in found["x_test"]]

@@ -1,0 +1,34 @@
+"""The page of results is made from the files of runs; sections of runs that are not there stay."""
+
+import pytest
+from synthetic_workdir import make_workdir
+from tiny_experiment import ROOT
+
+from transfer_jax.core.config import load_module
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    module = load_module(ROOT / "configs" / "ablations" / "write_results.py")
+    monkeypatch.setattr(module, "DOCS", tmp_path)
+    return module
+
+
+def test_sections_are_written_and_kept(script, tmp_path, capsys):
+    make_workdir(tmp_path / "runs" / "distortion", seeds=3)
+    assert script.main([str(tmp_path / "runs")]) == 0
+    first = (tmp_path / "results.md").read_text()
+    assert "Kumar et al. 2022" in first and "| full fine-tuning |" in first and first.count("<!-- ") == 1
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert figures == {"distortion_accuracy_target_test.svg"} and f"](figures/{figures.pop()})" in first
+    make_workdir(tmp_path / "others" / "learning_curves", seeds=3)
+    assert script.main([str(tmp_path / "others")]) == 0
+    both = (tmp_path / "results.md").read_text()
+    assert both.index("learning_curves -->") < both.index("distortion -->")
+    assert both.split("<!-- distortion -->")[1].strip() == first.split("<!-- distortion -->")[1].strip()
+
+
+def test_a_folder_without_runs_is_one_sentence(script, tmp_path, capsys):
+    assert script.main([str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and not (tmp_path / "results.md").exists()
