@@ -47,9 +47,10 @@ def test_names_and_shapes(name, request):
 
 @pytest.mark.parametrize("name", SMALLEST[:3])
 def test_golden_files_are_reproducible(name, request):
-    """Asked again, the original says the same."""
+    """Asked again, the original says the same, but for rounding, which differs between processors."""
     if not request.config.getoption("--parity"):
         pytest.skip("asks the original framework again; run with --parity")
     outputs, names = make(CASES[name])
     assert names == read(SIGNATURES)[name]
-    np.testing.assert_allclose(outputs["logits"], read(OUTPUTS)[name]["logits"], rtol=1e-5)
+    kept = np.asarray(read(OUTPUTS)[name]["logits"])
+    np.testing.assert_allclose(outputs["logits"], kept, rtol=0, atol=1e-5 * np.abs(kept).max())
