@@ -2,7 +2,12 @@
 
     python -m transfer_jax.train --config configs/ablations/learning_curves.py --workdir runs/learning_curves
 
-MEASURED
+Measured on two CPU cores, busy with other work, in 9 min with `:base=` (the network of half A taken from another
+ablation); accuracy over 3 seeds. With few labels what half A taught wins: at 5 per class 0.532 ± 0.056 on frozen
+features and 0.507 ± 0.031 fine-tuned against 0.399 ± 0.038 from scratch; at 20, 0.587 and 0.609 against 0.521. At 100
+the lead is gone (0.598, 0.637, 0.646), at 400 training from scratch is as good or better (0.597, 0.635, 0.666): the
+source is no larger than the target here, and fine-tuning moves the backbone at a quarter of the rate for 60 steps.
+The claim that a pretrained network answers 69 % where training from scratch answers 10 % needs a large source.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from transfer_jax.experiment.report.document import result_figures
 from transfer_jax.experiment.report.pivot import layout, pivot
 from transfer_jax.experiment.report.scores import score_tables
 from transfer_jax.experiment.report.tables import to_markdown
+from transfer_jax.experiment.sweeping import finished
 
 CONFIGS = Path(__file__).resolve().parent
 DOCS = CONFIGS.parents[1] / "docs"
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
     page = DOCS / "results.md"
     old = dict(part.split("\n", 1) for part in page.read_text().split("\n<!-- ")[1:]) if page.is_file() else {}
     folder = Path(arguments[0]) if len(arguments) == 1 else Path()
-    found = [name for name in NAMES if (folder / name / "results.json").is_file()]
+    found = [name for name in NAMES if finished(folder / name)]
     if not found:
         print(f"error: {folder} holds no finished ablation ({', '.join(NAMES)}); run one first", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ from transfer_jax.core.config import load_module
 def script(tmp_path, monkeypatch):
     module = load_module(ROOT / "configs" / "ablations" / "write_results.py")
     monkeypatch.setattr(module, "DOCS", tmp_path)
+    monkeypatch.setattr(module, "finished", lambda folder: (folder / "results.json").is_file())
     return module
 
 
