@@ -6,7 +6,7 @@ with 20 labels per class; scored on lossless test images and on the same after s
 Measured on two CPU cores, busy with other work, in 1 min 13 s with `:base=` (the network of half A taken from another
 ablation); accuracy over 3 seeds, lossless and compressed: linear probe 0.587 ± 0.017 and 0.547 ± 0.029, fine-tuning
 0.608 ± 0.074 and 0.560 ± 0.062, one after the other 0.610 ± 0.066 and 0.558 ± 0.074. The paper's effect is not seen:
-fine-tuning loses 0.048 by the shift where the probe loses 0.040, differences seed by seed are within ± 0.07 of zero.
+fine-tuning loses 0.048 by the shift where the probe loses 0.040; the intervals of all differences seed by seed hold 0.
 Its sources are large and its shifts larger than this one; a backbone that moves at a quarter of the rate distorts
 little.
 """

@@ -21,7 +21,7 @@ from transfer_jax.experiment.sweeping import finished
 
 CONFIGS = Path(__file__).resolve().parent
 DOCS = CONFIGS.parents[1] / "docs"
-NAMES = ("learning_curves", "distortion", "situations", "few_parameters", "regularizers")
+NAMES = ("transferable_features", "learning_curves", "distortion", "situations", "few_parameters", "regularizers")
 HEAD = """# Results of the ablations
 
 Written by `configs/ablations/write_results.py` from the files of the runs; what each does stands in its config. Means
