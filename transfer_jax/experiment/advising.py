@@ -115,7 +115,7 @@ def advise(evidence: Evidence, small: int = SMALL) -> Advice:
         f"{evidence.examples} examples of {evidence.classes} classes, {per_class:.0f} a class: "
         f"{'few' if size == 'small' else 'many'} (the line is drawn at {small})",
         f"with half of them a linear probe answers {evidence.halved:.3f} right, with all {top:.3f}: more data "
-        f"{'would still help' if top - evidence.halved > 2 * error else 'would change little'}",
+        f"{'would still help' if top - evidence.halved > error else 'would change little'}",
         f"the last features ({last}) answer {top:.3f} right, "
         + (f"as well as those of any depth within the error of {error:.3f}: what the source taught fits" if similar
            else f"those of {best} {top_best:.3f}: later layers are about the source")]
