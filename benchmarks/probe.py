@@ -10,9 +10,9 @@ turn in one run. The table gives the largest excess of each side's objective ove
 Second, one epoch of a frozen backbone (MobileNetV1 x0.25, 128 pixels) over images in memory, against reading its
 features from the cache, hashes checked.
 
-Measured on 2026-11-26 on 2 shared CPU cores that were busy with other jobs all the while: scikit-learn / ours 17.4
-(14.3 to 21.1 in three rounds; medians 198 s and 10.0 s, our first call 14.0 s), the objective of scikit-learn's fits up
-to 7e-5 above ours and ours nowhere above theirs; forward 0.78 s, from the cache 0.9 ms.
+Measured on 2026-11-26 on 2 idle CPU cores: scikit-learn / ours 9.4 (8.2 to 10.3 in three rounds; medians 22.3 s and
+2.3 s, our first call 4.9 s), the objective of scikit-learn's fits up to 7e-5 above ours and ours nowhere above theirs;
+forward 0.12 s, from the cache 0.7 ms.
 """
 
 from __future__ import annotations
