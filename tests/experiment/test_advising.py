@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny_experiment import command, config, read_json, write_config
+from PIL import Image
+from tiny_experiment import ROOT, command, config, read_json, write_config
 
+from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import build
 from transfer_jax.evaluation.probes import Row
 from transfer_jax.experiment.advising import (
@@ -15,6 +17,7 @@ from transfer_jax.experiment.advising import (
     recipe_reference,
     setting_of,
     shortened,
+    takes_recipe,
     with_recipe,
 )
 from transfer_jax.experiment.spec import ExperimentSpec
@@ -78,6 +81,19 @@ def test_a_config_without_a_recipe_argument_gets_its_stages_written_over(tiny, t
     assert (setting.steps, setting.stream, setting.evaluate, setting.name) == (6, "train", ("test",), "digits")
     spec = build(ExperimentSpec, with_recipe(str(path), (), "partial(k=1)"))
     assert list(spec.stages) == ["partial"] and spec.tasks["digits"].head == "digits"
+
+
+def test_a_config_with_a_recipe_argument_gets_its_own_stages(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (24, 24), (40 * i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    reference = f"{ROOT}/configs/finetune.py:data={tmp_path},backbone=small_cnn,image_size=24"
+    assert takes_recipe(reference)
+    found = with_recipe(reference, (), "gradual_unfreeze(parts=2;factor=2.6)")
+    assert list(found["stages"]) == ["gradual_unfreeze"] and build(ExperimentSpec, found)
+    with pytest.raises(UserError, match="unknown recipe 'finetun'"):
+        with_recipe(reference, (), "finetun")
 
 
 def test_recipe_reference_replaces_the_recipe():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from transfer_jax.core.spec import build, plain
 from transfer_jax.evaluation import probes
 from transfer_jax.evaluation.transferability import FEATURE_SCORES, transferability
 from transfer_jax.experiment.features import extract, fresh_model
-from transfer_jax.experiment.runner import Runner
+from transfer_jax.experiment.ranking import finetuned
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
 from transfer_jax.models import build_backbone
 from transfer_jax.models.depth import parameter_blocks
@@ -74,7 +75,7 @@ def measure(spec: ExperimentSpec, source: str | None = None, cache_folder: Path 
         raise UserError(f"advice is for classification; the task {task!r} on the stream {stream!r} is "
                         f"{spec.tasks[task].kind}")
     by_tap = {tap: _probe(features.tap(tap), features.y, classes) for tap in taps}
-    half = np.concatenate([split.answer for split in probes.split_rows(np.arange(len(features)), features.y, 2, 0)[:1]])
+    half = probes.split_rows(np.arange(len(features)), features.y, 2, 0)[0].answer
     halved = _probe(features.tap(taps[-1])[half], features.y[half], classes).accuracy
     scores = transferability(np.asarray(features.tap(taps[-1]), np.float64), features.y, names=FEATURE_SCORES)
     distance = None
@@ -145,15 +146,12 @@ def verify(advice: Advice, reference: str, overrides: Sequence[str], folder: Pat
     found: dict[str, tuple[float, ...]] = {}
     for recipe in advice.candidates:
         spec = shortened(with_recipe(reference, overrides, recipe), share)
-        runner = Runner(spec, folder / "".join(c if c.isalnum() else "_" for c in recipe).strip("_"))
-        runner.run()
-        row = next(row for row in runner.workdir.record(list(spec.stages)[-1])["results"] if row["selection"] == "last")
-        found[recipe] = tuple(float("nan") if value is None else value for value in row["metrics"]["accuracy"])
+        found[recipe] = finetuned(spec, folder / "".join(c if c.isalnum() else "_" for c in recipe).strip("_"))
     means = {recipe: float(np.mean(values)) for recipe, values in found.items()}
     best = max(means, key=lambda recipe: -math.inf if math.isnan(means[recipe]) else means[recipe])
     reason = f"trained briefly, {best} answers {means[best]:.3f} of the held-out fifth right" + (
         "" if best == advice.recipe else f", {advice.recipe} {means[advice.recipe]:.3f}")
-    return Advice(advice.situation, best, (*advice.reasons, reason), advice.candidates, advice.evidence, found)
+    return dataclasses.replace(advice, recipe=best, reasons=(*advice.reasons, reason), verified=found)
 
 
 def with_recipe(reference: str, overrides: Sequence[str], recipe: str) -> dict[str, Any]:

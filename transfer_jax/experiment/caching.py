@@ -17,7 +17,7 @@ from transfer_jax.data.cached import CachedStream
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.stage import ReadyStage
 from transfer_jax.models.depth import parameter_blocks
-from transfer_jax.models.model import MAIN, Model
+from transfer_jax.models.model import Model, qualified
 from transfer_jax.models.taps import Backbone, Resumed
 from transfer_jax.params.peft import PREFIX
 from transfer_jax.training.state import Flat
@@ -30,13 +30,15 @@ READ = ("features", "start_features")
 class Cut:
     """Where a stream's images can give way to features: behind `tap` of `backbone`, of which `taps` are read.
 
-    `before` computes them; `goes_on`: whether something of the backbone is left behind the tap.
+    `before` computes them, `size` is what those of an example take, in bytes; `goes_on`: whether something of the
+    backbone is left behind the tap.
     """
 
     backbone: str
     tap: str
     taps: tuple[str, ...]
     before: Model
+    size: int
     goes_on: bool
 
 
@@ -50,8 +52,8 @@ def with_features(ready: ReadyStage, assembly: Assembly, params: Flat, batch_sta
     """
     streams, placed, notes = dict(ready.program.streams), dict(feeds), []
     for name, stream in ready.program.streams.items():
-        cut = find_cut(ready, assembly, name)
-        if cut is None or not _pays(ready, stream, assembly, cut):
+        cut = find_cut(ready, assembly, name) if _pays(ready, stream) else None
+        if cut is None or assembly.members * stream.size * cut.size > stream.spec.device_bytes:
             continue
         taps = _computed(assembly, name, cut, params, batch_stats, feeds[name])
         size = tuple(stream.example_shapes[stream.spec.inputs[cut.backbone]][0][:2])
@@ -80,9 +82,13 @@ def find_cut(ready: ReadyStage, assembly: Assembly, name: str) -> Cut | None:
     names = list(module.tap_names)
     last = module.until or names[-1]
     before = dataclasses.replace(assembly.model, backbones={backbone: module.clone(until=tap)})
-    kept = tuple(t for t in names[:names.index(tap) + 1] if _qualified(backbone, t) in read or t == tap != last)
-    cut = Cut(backbone, tap, kept, before, tap != last)
-    return cut if kept and _same_every_step(ready, assembly, stream, cut) else None
+    kept = tuple(qualified(backbone, t) for t in names[:names.index(tap) + 1]
+                 if qualified(backbone, t) in read or t == tap != last)
+    shapes = _shapes_every_step(ready, assembly, stream, before, backbone, tap if tap != last else None)
+    if not kept or shapes is None:
+        return None
+    size = sum(shapes[name].size * shapes[name].dtype.itemsize for name in kept)
+    return Cut(backbone, tap, kept, before, size, tap != last)
 
 
 def moving_parts(paths: Sequence[str], backbone: str) -> set[str]:
@@ -121,29 +127,31 @@ def _read_taps(ready: ReadyStage, assembly: Assembly, name: str, backbone: str) 
     return found
 
 
-def _same_every_step(ready: ReadyStage, assembly: Assembly, stream: Any, cut: Cut) -> bool:
-    """Whether nothing random runs before the cut, its norms keep their statistics, and the rest can go on there."""
+def _shapes_every_step(ready: ReadyStage, assembly: Assembly, stream: Any, before: Model, backbone: str,
+                       cut: str | None) -> dict[str, Any] | None:
+    """Shapes of the taps of one example; None if something random runs in `before`, one of its norms moves its
+    statistics, or the network cannot go on behind `cut`."""
     program = ready.program
-    norms = cut.before.norm_paths(_shapes_before(assembly, cut))
+    norms = before.norm_paths(_shapes_before(assembly, before, backbone))
     if not set(norms) <= program.frozen_norms(program.partition.active(program.total_steps)):
-        return False
-    shape, dtype = stream.example_shapes[stream.spec.inputs[cut.backbone]]
+        return None
+    shape, dtype = stream.example_shapes[stream.spec.inputs[backbone]]
     try:
-        taps = jax.eval_shape(_forward(cut.before, cut.backbone), assembly.variable_shapes,
+        taps = jax.eval_shape(_forward(before, backbone), assembly.variable_shapes,
                               jax.ShapeDtypeStruct((1, *shape), dtype))
-        if cut.goes_on:
-            value = Resumed(taps[_qualified(cut.backbone, cut.tap)], cut.tap)
-            jax.eval_shape(lambda v, x: assembly.model.taps(v, {cut.backbone: x}), assembly.variable_shapes, value)
+        if cut is not None:
+            value = Resumed(taps[qualified(backbone, cut)], cut)
+            jax.eval_shape(lambda v, x: assembly.model.taps(v, {backbone: x}), assembly.variable_shapes, value)
     except Exception:  # noqa: BLE001 - dropout without a key, or a network that cannot be entered in its middle
-        return False
-    return True
+        return None
+    return taps
 
 
-def _shapes_before(assembly: Assembly, cut: Cut) -> Any:
+def _shapes_before(assembly: Assembly, before: Model, backbone: str) -> Any:
     """Shapes of the variables that the part before the cut has."""
-    inputs = {cut.backbone: assembly.example_inputs[cut.backbone]}
-    model = dataclasses.replace(cut.before, heads={})
-    return jax.eval_shape(lambda key: model.init(key, inputs), jax.random.key(0))
+    model = dataclasses.replace(before, heads={})
+    return jax.eval_shape(lambda key: model.init(key, {backbone: assembly.example_inputs[backbone]}),
+                          jax.random.key(0))
 
 
 def _forward(model: Model, backbone: str) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
@@ -155,16 +163,10 @@ def _forward(model: Model, backbone: str) -> Callable[[Any, jax.Array], dict[str
     return run
 
 
-def _pays(ready: ReadyStage, stream: Any, assembly: Assembly, cut: Cut) -> bool:
-    """Whether the stage sees its examples often enough, and the features fit where the images do."""
-    program = ready.program
-    shape, dtype = stream.example_shapes[stream.spec.inputs[cut.backbone]]
-    taps = jax.eval_shape(_forward(cut.before, cut.backbone), assembly.variable_shapes,
-                          jax.ShapeDtypeStruct((1, *shape), dtype))
-    each = sum(taps[name].size * taps[name].dtype.itemsize for name in map(_of(cut.backbone), cut.taps))
-    fits = assembly.members * stream.size * each <= stream.spec.device_bytes
-    repeats = sum(update.repeats for update in program.updates if stream.name in update.streams)
-    return fits and program.total_steps * stream.spec.batch_size * repeats >= VISITS * stream.size
+def _pays(ready: ReadyStage, stream: Any) -> bool:
+    """Whether the stage sees its examples often enough."""
+    repeats = sum(update.repeats for update in ready.program.updates if stream.name in update.streams)
+    return ready.program.total_steps * stream.spec.batch_size * repeats >= VISITS * stream.size
 
 
 def _computed(assembly: Assembly, name: str, cut: Cut, params: Flat, batch_stats: Any,
@@ -176,7 +178,7 @@ def _computed(assembly: Assembly, name: str, cut: Cut, params: Flat, batch_stats
     def rows(variables: Any, feed: Any, number: jax.Array) -> dict[str, jax.Array]:
         batch = stream.evaluation_batch(feed, number, size)
         taps = forward(variables, batch[stream.spec.inputs[cut.backbone]])
-        return {tap: taps[tap] for tap in map(_of(cut.backbone), cut.taps)}
+        return {tap: taps[tap] for tap in cut.taps}
 
     step = compiled(over_members(rows, assembly.members, (0, stream.feed_axes(), None), assembly.spec.members))
     tree = unflatten({path: leaf for path, leaf in params.items() if path.startswith(f"{cut.backbone}/")})
@@ -185,10 +187,3 @@ def _computed(assembly: Assembly, name: str, cut: Cut, params: Flat, batch_stats
     whole = {tap: np.concatenate([part[tap] for part in parts], axis=1)[:, :stream.size] for tap in parts[0]}
     return jax.tree.map(jnp.asarray, whole)
 
-
-def _of(backbone: str) -> Callable[[str], str]:
-    return lambda tap: _qualified(backbone, tap)
-
-
-def _qualified(backbone: str, tap: str) -> str:
-    return tap if backbone == MAIN else f"{backbone}/{tap}"

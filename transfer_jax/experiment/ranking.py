@@ -76,7 +76,7 @@ def rank(weights: Sequence[str], data: str, common: str = "", tap: str = "pooled
         plain_start = build(ExperimentSpec, load_config(f"{candidate.reference},recipe=linear_probe"))
         score(candidate, plain_start, tap, cache_folder)
     for candidate, spec in zip(found, specs, strict=True) if workdir is not None else ():
-        candidate.truth = finetuned(spec, workdir / candidate.name)
+        candidate.truth = float(np.mean(finetuned(spec, workdir / candidate.name)))
     return sorted(found, key=lambda candidate: mean_ranks(found)[candidate.name])
 
 
@@ -144,13 +144,13 @@ def with_head(spec: ExperimentSpec, head: Mapping[str, Any] | None) -> Experimen
     return build(ExperimentSpec, values)
 
 
-def finetuned(spec: ExperimentSpec, folder: Path) -> float:
-    """Mean accuracy over the seeds at the end of the last stage; a finished run is read, a stopped one goes on."""
+def finetuned(spec: ExperimentSpec, folder: Path) -> tuple[float, ...]:
+    """Accuracy of each seed at the end of the last stage; a finished run is read, a stopped one goes on."""
     runner = Runner(spec, folder)
     runner.run()
     last = list(spec.stages)[-1]
     row = next(row for row in runner.workdir.record(last)["results"] if row["selection"] == "last")
-    return float(np.mean([np.nan if value is None else value for value in row["metrics"]["accuracy"]]))
+    return tuple(float("nan") if value is None else value for value in row["metrics"]["accuracy"])
 
 
 def mean_ranks(candidates: Sequence[Candidate]) -> dict[str, float]:

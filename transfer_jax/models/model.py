@@ -107,8 +107,8 @@ class Model:
         taps: Taps = {}
         moved: dict[str, Any] = {}
         for name, image in inputs.items():
-            with tap_edits({tap: edits[_qualified(name, tap)] for tap in self._backbone(name).tap_names
-                            if _qualified(name, tap) in (edits or {})}), self._inserted(variables, name):
+            with tap_edits({tap: edits[qualified(name, tap)] for tap in self._backbone(name).tap_names
+                            if qualified(name, tap) in (edits or {})}), self._inserted(variables, name):
                 found, stats = self._apply(self._backbone(name), (name,), variables, frozen_norms, rngs, image,
                                            train=train)
             taps.update(_qualify(name, found))
@@ -180,10 +180,11 @@ def build_model(spec: ModelSpec, heads: Mapping[str, Component], dtype: Any = jn
 
 
 def _qualify(backbone: str, taps: Taps) -> Taps:
-    return {_qualified(backbone, tap): value for tap, value in taps.items()}
+    return {qualified(backbone, tap): value for tap, value in taps.items()}
 
 
-def _qualified(backbone: str, tap: str) -> str:
+def qualified(backbone: str, tap: str) -> str:
+    """The name of a backbone's tap among those of the model."""
     return tap if backbone == MAIN else f"{backbone}/{tap}"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.paths import flatten, merge, unflatten
 from transfer_jax.data.cached import known_taps
-from transfer_jax.models.model import MAIN, Model
+from transfer_jax.models.model import Model, qualified
 from transfer_jax.models.taps import Resumed
 from transfer_jax.objectives.wiring import Context
 
@@ -113,8 +113,7 @@ def _taps(run: Callable, stream: Any, batch: Batch) -> dict[str, jax.Array]:
     if not stream.goes_on:
         return known
     (backbone,) = stream.spec.inputs
-    cut = known[stream.cut if backbone == MAIN else f"{backbone}/{stream.cut}"]
-    return {**known, **run({backbone: Resumed(cut, stream.cut)})}
+    return {**known, **run({backbone: Resumed(known[qualified(backbone, stream.cut)], stream.cut)})}
 
 
 def _joint_taps(run: Callable, names: tuple[str, ...], batches: Mapping[str, Batch],
