@@ -150,3 +150,13 @@ def test_every_run_of_its_sweep_is_a_valid_experiment(path):
         assert build(ExperimentSpec, load_config(str(ROOT / path), overrides)).stages
 
 
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=str)
+def test_an_ablation_takes_the_network_of_half_a_from_another(path):
+    stages = build(ExperimentSpec, load_config(f"{ROOT / path}:base=runs/other")).stages
+    base = stages["base"]
+    assert base.init == "checkpoint:runs/other@base" and not base.objective.terms and base.evaluate == {"a_test": "a"}
+    plain_stages = build(ExperimentSpec, load_config(str(ROOT / path))).stages
+    assert {name: stage for name, stage in stages.items() if name != "base"} == {
+        name: stage for name, stage in plain_stages.items() if name != "base"}
