@@ -25,12 +25,10 @@ from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.measuring import Measuring
 from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec
-from transfer_jax.experiment.stage import ReadyStage, added_parameters, fresh_variables, prepare
+from transfer_jax.experiment.stage import ReadyStage, added_parameters, fresh_variables, names_of_metrics, prepare
 from transfer_jax.training.interruption import StopRequest
 from transfer_jax.training.loop import Cadence, Hooks, train
-from transfer_jax.training.mesh import replicate
 from transfer_jax.training.state import State
-from transfer_jax.training.step import feed_axes, metric_names
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -80,11 +78,14 @@ class Trained:
     after: State
     constants: Any
     metrics: dict[str, np.ndarray] = field(default_factory=dict)
+    placed: State | None = None  # `after` as it lies on the devices
 
 
-def start(spec: ExperimentSpec, stage: str = "only", variables: Any = None) -> tuple[Any, ...]:
+def start(spec: ExperimentSpec, stage: str = "only", variables: Any = None, mesh: Any = None) -> tuple[Any, ...]:
     """(ready stage, state, constants, feeds, seeds, metric names) of a stage that starts from fresh parameters."""
     assembly = Assembly(spec)
+    if mesh is not None:
+        assembly.mesh = mesh
     ready = prepare(assembly, stage)
     params, stats = variables or fresh_variables(assembly)
     params = {**params, **added_parameters(ready, params, spec.seeds)}
@@ -92,32 +93,24 @@ def start(spec: ExperimentSpec, stage: str = "only", variables: Any = None) -> t
     feeds = {name: feed for name in streams if (feed := assembly.feed(name)) is not None}
     seeds = ready.seeds(spec.seeds)
     statistics = Measuring(assembly, ready).values(params, stats)
-    state, constants = ready.start(params, stats, 1, assembly.members, statistics)
-    axes = feed_axes(ready.program)
-    shapes = {name: feeds[name] if name in feeds else next(streams[name].host_batches(0)) for name in axes}
-    one = {name: jax.tree.map(lambda axis, part: part if axis is None else _member(part), axes[name], shapes[name],
-                              is_leaf=lambda axis: axis is None) for name in axes}
-    names = metric_names(ready.program, *_member((state, constants)), one, _member(seeds))
-    placed = replicate(assembly.mesh, ready.start(params, stats, len(names), assembly.members, statistics))
+    names = names_of_metrics(ready, (params, stats), statistics, feeds, seeds)
+    placed = ready.placed(*ready.start(params, stats, len(names), assembly.members, statistics))
     return ready, *placed, feeds, seeds, names
 
 
-def trained(spec: ExperimentSpec, stage: str = "only", steps_per_dispatch: int = 0, variables: Any = None) -> Trained:
+def trained(spec: ExperimentSpec, stage: str = "only", steps_per_dispatch: int = 0, variables: Any = None,
+            mesh: Any = None) -> Trained:
     """Runs the engine's own loop over a stage, with a log point after every step."""
-    ready, state, constants, feeds, seeds, names = start(spec, stage, variables)
+    ready, state, constants, feeds, seeds, names = start(spec, stage, variables, mesh)
     before = jax.device_get(state)
     logged: list[dict[str, np.ndarray]] = []
     hooks = Hooks(log=lambda step, means: logged.append(means), evaluate=lambda *a: None, save=lambda *a: None,
-                  advance=lambda *a: None)
+                  advance=lambda *a: None, compiled=lambda *a: None)
     with StopRequest() as stop:
         state = train(ready.program, state, constants, feeds, seeds, 0, names, Cadence(spec.log_every, 0, 0), hooks,
                       stop, steps_per_dispatch)
     metrics = {name: np.stack([means[name] for means in logged]) for name in names}
-    return Trained(ready, before, jax.device_get(state), constants, metrics)
-
-
-def _member(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+    return Trained(ready, before, jax.device_get(state), constants, metrics, state)
 
 
 def run(values: Mapping[str, Any], workdir: Path) -> Runner:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from transfer_jax.core.errors import UserError, nearest
+from transfer_jax.core.processes import Membership
 from transfer_jax.training.interruption import Interrupted
 
 if TYPE_CHECKING:
@@ -70,6 +71,21 @@ def add_taps(options: argparse.ArgumentParser) -> None:
     options.add_argument("--tap", nargs="+", default=["pooled"],
                          help="taps, side by side (python -m transfer_jax.models lists them); heads/NAME for outputs")
     options.add_argument("--pool", default="mean", help="how maps and tokens become vectors: mean, max, cls or none")
+
+
+def add_processes(options: argparse.ArgumentParser) -> None:
+    """Options that make this process one of several."""
+    options.add_argument("--distributed", action="store_true",
+                         help="one of several processes, as Slurm, a TPU pod, GKE or Open MPI says")
+    options.add_argument("--coordinator", help="HOST:PORT of process 0, which listens at that address")
+    options.add_argument("--processes", type=int, help="how many there are")
+    options.add_argument("--process", type=int, help="the number of this one, from 0")
+
+
+def membership_of(given: argparse.Namespace) -> Membership | None:
+    """What the options of `add_processes` say; None for a process of its own."""
+    membership = Membership(given.coordinator, given.processes, given.process)
+    return membership if given.distributed or given.coordinator is not None else None
 
 
 def source_of(given: argparse.Namespace, overrides: Sequence[str]) -> Source:

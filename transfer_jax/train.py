@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transfer_jax import command_line
+from transfer_jax.core import processes
 from transfer_jax.core.config import load_config
 from transfer_jax.core.spec import build
 
@@ -19,23 +20,28 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--workdir", required=True, help="folder of the run")
     options.add_argument("--allow_config_change", action="store_true", help="continue a run under another config")
     options.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    command_line.add_processes(options)
     given, overrides = command_line.parse(options, arguments)
-    train(given.config, Path(given.workdir), overrides, given.allow_config_change, given.quiet)
+    train(given.config, Path(given.workdir), overrides, given.allow_config_change, given.quiet,
+          command_line.membership_of(given))
     return 0
 
 
 def train(config: str, workdir: Path, overrides: Sequence[str] = (), allow_config_change: bool = False,
-          quiet: bool = False) -> None:
-    """Runs the experiment of a config file in `workdir`, then writes and prints its report."""
+          quiet: bool = False, membership: processes.Membership | None = None) -> None:
+    """Runs the experiment of a config file in `workdir`, then writes and prints its report; with `membership` as one of
+    several processes."""
     from transfer_jax.experiment.export import export_model
     from transfer_jax.experiment.runner import Runner  # heavy imports come after the arguments are known to be good
     from transfer_jax.experiment.spec import ExperimentSpec
 
     spec = build(ExperimentSpec, load_config(config, overrides))
-    runner = Runner(spec, workdir, allow_config_change=allow_config_change, quiet=quiet)
-    runner.run()
-    export_model(runner.assembly, runner.workdir, workdir / "model")
-    show_report([workdir], workdir)
+    with processes.together(membership, spec.heartbeat_seconds):
+        runner = Runner(spec, workdir, allow_config_change=allow_config_change, quiet=quiet)
+        runner.run()
+        if processes.primary():
+            export_model(runner.assembly, runner.workdir, workdir / "model")
+            show_report([workdir], workdir)
 
 
 def show_report(workdirs: Sequence[Path], out: Path) -> None:

@@ -26,6 +26,7 @@ def saved(tmp_path):
     checkpoints = Checkpoints(tmp_path / "stage", keep=2, warn=warnings.append)
     for step in (2, 4):
         checkpoints.save(step, tree(step), {"seconds": step / 2})
+    checkpoints.wait()
     return checkpoints, warnings
 
 
@@ -99,8 +100,10 @@ def test_all_damaged_is_an_error_and_so_is_asking_for_a_damaged_or_absent_step(s
 def test_only_the_newest_are_kept_and_a_step_can_be_written_again(saved):
     checkpoints, _ = saved
     checkpoints.save(6, tree(6))
+    checkpoints.wait()
     assert checkpoints.steps() == [4, 6]
     checkpoints.save(6, tree(7))
+    checkpoints.wait()
     assert checkpoints.steps() == [4, 6]
     assert same_leaves(checkpoints.restore(tree())[1], tree(7))
 
@@ -110,6 +113,7 @@ def test_half_written_folders_are_invisible_and_swept_away(saved):
     shutil.copytree(checkpoints.folder / "4", checkpoints.folder / ".writing-6")
     assert checkpoints.steps() == [2, 4] and checkpoints.restore(tree())[0] == 4 and warnings == []
     checkpoints.save(6, tree(6))
+    checkpoints.wait()
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["4", "6"]
     assert damage(checkpoints.folder / "6") is None
 

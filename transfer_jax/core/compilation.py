@@ -15,9 +15,13 @@ import jax
 CPU_SETTINGS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
 
-def compiled(function: Callable, donate_argnums: int | Sequence[int] = ()) -> Callable:
-    """`jax.jit` with our settings of the compiler, for programs that no other program calls."""
-    return jax.jit(function, donate_argnums=donate_argnums, compiler_options=dict(compiler_settings()))
+def compiled(function: Callable, donate_argnums: int | Sequence[int] = (), out_shardings: Any = None) -> Callable:
+    """`jax.jit` with our settings of the compiler, for programs that no other program calls.
+
+    out_shardings: where the results lie, as for `jax.jit`; None leaves it to the compiler.
+    """
+    return jax.jit(function, donate_argnums=donate_argnums, out_shardings=out_shardings,
+                   compiler_options=dict(compiler_settings()))
 
 
 @functools.cache

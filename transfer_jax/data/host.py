@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
@@ -43,10 +42,9 @@ class HostStream(Stream):
         """vmap in_axes of a fed batch over members."""
         return 0
 
-    def host_batches(self, start_step: int, process_index: int | None = None,
-                     process_count: int | None = None) -> Iterator[Batch]:
-        """Training batches from `start_step` on, without end: this process's block [S, B/processes, ...] of each."""
-        slots = self._block(self.spec.batch_size, process_index, process_count)
+    def host_batches(self, start_step: int, slots: np.ndarray | None = None) -> Iterator[Batch]:
+        """Training batches [S, B, ...] from `start_step` on, without end; `slots`: only these places of a batch."""
+        slots = np.arange(self.spec.batch_size) if slots is None else slots
         batches = _ahead(functools.partial(self._training_batch, slots=slots), start_step, sys.maxsize,
                          self.spec.threads, self.spec.workers)
         return self._audited(batches, start_step, slots) if self.spec.workers else batches
@@ -55,26 +53,16 @@ class HostStream(Stream):
         """Finishes one member's fed batch [B, ...]: float, mixing augmentations, normalisation. Traced."""
         return self._finish(fed, self.order_seed(seed, jnp), step, None, per_example=False)
 
-    def evaluation_batches(self, batch_size: int, process_index: int | None = None,
-                           process_count: int | None = None, start: int = 0) -> Iterator[Batch]:
-        """An exact pass in order: `batches_of(batch_size)` batches [S, B/processes, ...], from number `start` on;
-        padding has weight 0."""
-        slots = self._block(batch_size, process_index, process_count)
+    def evaluation_batches(self, batch_size: int, slots: np.ndarray | None = None, start: int = 0) -> Iterator[Batch]:
+        """An exact pass in order: `batches_of(batch_size)` batches [S, B, ...], from number `start` on; padding has
+        weight 0. `slots`: only these places of a batch."""
+        slots = np.arange(batch_size) if slots is None else slots
         make = functools.partial(self._evaluation_batch, slots=slots, batch_size=batch_size)
         return _ahead(make, start, self.batches_of(batch_size), self.spec.threads, self.spec.workers)
 
     def evaluation_batch(self, fed: Batch, number: Any = None, batch_size: int | None = None) -> Batch:
         """Finishes one member's fed evaluation batch. Traced."""
         return self._finish(fed)
-
-    def _block(self, batch_size: int, process_index: int | None, process_count: int | None) -> np.ndarray:
-        """Slots of the global batch that this process reads: a contiguous block."""
-        index = jax.process_index() if process_index is None else process_index
-        count = jax.process_count() if process_count is None else process_count
-        if batch_size % count:
-            raise UserError(f"stream {self.name!r}: the batch size {batch_size} is not divisible by {count} processes")
-        share = batch_size // count
-        return np.arange(index * share, (index + 1) * share)
 
     def _training_batch(self, step: int, slots: np.ndarray) -> Batch:
         members = []

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from transfer_jax.core.compilation import compiled
 from transfer_jax.core.members import over_members
@@ -16,6 +17,7 @@ from transfer_jax.evaluation import METRICS
 from transfer_jax.evaluation.metrics import accumulate
 from transfer_jax.models.model import Model
 from transfer_jax.tasks import TaskSpec, metric_batch, predict
+from transfer_jax.training.mesh import fetch, own_slots, place_batch, shard_batch
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Evaluator:
       feed: the stream's data on the device, or None for a stream from the host.
       tap: name of the features to return with the examples, or None.
       how: how members run together; see `over_members`.
+      mesh: over which every batch is split; None: one device.
     """
 
     model: Model
@@ -53,7 +56,7 @@ class Evaluator:
     batch_size: int
     tap: str | None = None
     how: str = "auto"
-    place: Callable[[Mapping[str, Any]], Any] = dict
+    mesh: Mesh | None = None
     _compiled: dict[str, Callable] = field(default_factory=dict)
 
     def __call__(self, params: Any, batch_stats: Any, examples: bool = False) -> Scores:
@@ -64,27 +67,32 @@ class Evaluator:
         kept: list[dict[str, np.ndarray]] = []
         for feed, number in self._batches():
             states, rows = step(params, batch_stats, feed, number)
-            states = jax.device_get(states)
+            states = fetch(states)
             for seed in range(self.members):
                 one = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
                 totals[seed] = accumulate(totals[seed], one)
             if examples:
-                kept.append(jax.device_get(jax.tree.map(lambda leaf: leaf[0], rows)))
+                kept.append(fetch(jax.tree.map(lambda leaf: leaf[0], rows)))
         return _scores([_computed(names, total) for total in totals], _joined(kept))
 
     def _batches(self) -> Any:
         count = self.stream.batches_of(self.batch_size)
         if self.feed is not None:
             return ((self.feed, jnp.int32(number)) for number in range(count))
-        return ((self.place(batch), jnp.int32(number))
-                for number, batch in enumerate(self.stream.evaluation_batches(self.batch_size)))
+        if self.mesh is None:
+            batches = self.stream.evaluation_batches(self.batch_size)
+        else:
+            slots = own_slots(self.mesh, self.batch_size)
+            batches = (place_batch(self.mesh, batch, self.batch_size)
+                       for batch in self.stream.evaluation_batches(self.batch_size, slots))
+        return ((batch, jnp.int32(number)) for number, batch in enumerate(batches))
 
     def _compile(self) -> Callable:
         axes = (0, 0, self.stream.feed_axes(), None)
         return compiled(over_members(self._measure, self.members, axes, self.how))
 
     def _measure(self, params: Any, batch_stats: Any, feed: Any, number: jax.Array) -> tuple[Any, Any]:
-        batch = self.stream.evaluation_batch(feed, number, self.batch_size)
+        batch = shard_batch(self.mesh, self.stream.evaluation_batch(feed, number, self.batch_size))
         inputs = {backbone: batch[key] for backbone, key in self.stream.spec.inputs.items()}
         variables = {"params": params, "batch_stats": batch_stats}
         taps, _ = self.model.taps(variables, inputs)

@@ -22,6 +22,7 @@ from transfer_jax.models.model import Model, build_model
 from transfer_jax.params.inserts import Outline, make_insert, outline_of
 from transfer_jax.tasks import TASKS, head_outputs
 from transfer_jax.training.mesh import make_mesh, replicate
+from transfer_jax.training.sharding import Layout
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -39,6 +40,11 @@ class Assembly:
     @functools.cached_property
     def mesh(self) -> Mesh:
         return make_mesh(self.spec.mesh)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """Where parameters lie on the mesh."""
+        return Layout(self.mesh, self.spec.sharding, self.spec.frozen_sharding)
 
     def stream(self, name: str) -> Any:
         """The open stream of this name."""

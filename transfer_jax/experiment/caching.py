@@ -20,6 +20,7 @@ from transfer_jax.models.depth import parameter_blocks
 from transfer_jax.models.model import Model, qualified
 from transfer_jax.models.taps import Backbone, Resumed
 from transfer_jax.params.peft import PREFIX
+from transfer_jax.training.mesh import fetch, replicate, shard_batch
 from transfer_jax.training.state import Flat
 
 VISITS = 2  # how often a stage must see an example on average for a pass of its own to pay
@@ -58,7 +59,7 @@ def with_features(ready: ReadyStage, assembly: Assembly, params: Flat, batch_sta
         taps = _computed(assembly, name, cut, params, batch_stats, feeds[name])
         size = tuple(stream.example_shapes[stream.spec.inputs[cut.backbone]][0][:2])
         streams[name] = CachedStream(stream, cut.tap, size, cut.goes_on)
-        placed[name] = streams[name].feed(feeds[name], taps)
+        placed[name] = streams[name].feed(feeds[name], replicate(assembly.mesh, taps))
         notes.append(f"{ready.name}: nothing moves up to {cut.tap}, so its features of the {stream.size} examples of "
                      f"{name} were computed once")
     program = dataclasses.replace(ready.program, streams=streams)
@@ -170,20 +171,19 @@ def _pays(ready: ReadyStage, stream: Any) -> bool:
 
 
 def _computed(assembly: Assembly, name: str, cut: Cut, params: Flat, batch_stats: Any,
-              feed: Any) -> dict[str, jax.Array]:
+              feed: Any) -> dict[str, np.ndarray]:
     """The taps of all examples of a stream, [S, n, ...]."""
     stream, size = assembly.stream(name), min(assembly.spec.eval_batch_size, assembly.stream(name).size)
     forward = _forward(cut.before, cut.backbone)
 
     def rows(variables: Any, feed: Any, number: jax.Array) -> dict[str, jax.Array]:
-        batch = stream.evaluation_batch(feed, number, size)
+        batch = shard_batch(assembly.mesh, stream.evaluation_batch(feed, number, size))
         taps = forward(variables, batch[stream.spec.inputs[cut.backbone]])
         return {tap: taps[tap] for tap in cut.taps}
 
     step = compiled(over_members(rows, assembly.members, (0, stream.feed_axes(), None), assembly.spec.members))
     tree = unflatten({path: leaf for path, leaf in params.items() if path.startswith(f"{cut.backbone}/")})
     variables = {"params": tree, "batch_stats": batch_stats}
-    parts = [jax.device_get(step(variables, feed, jnp.int32(number))) for number in range(stream.batches_of(size))]
-    whole = {tap: np.concatenate([part[tap] for part in parts], axis=1)[:, :stream.size] for tap in parts[0]}
-    return jax.tree.map(jnp.asarray, whole)
+    parts = [fetch(step(variables, feed, jnp.int32(number))) for number in range(stream.batches_of(size))]
+    return {tap: np.concatenate([part[tap] for part in parts], axis=1)[:, :stream.size] for tap in parts[0]}
 

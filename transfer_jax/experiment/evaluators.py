@@ -8,7 +8,6 @@ from transfer_jax.core.paths import unflatten
 from transfer_jax.evaluation.evaluator import Evaluator, Scores
 from transfer_jax.experiment.assembly import Assembly, as_tuple
 from transfer_jax.experiment.spec import StageSpec
-from transfer_jax.training.mesh import place_batch
 from transfer_jax.training.state import Flat
 
 
@@ -26,7 +25,7 @@ class Evaluators:
             self._made[stream, task, tap] = Evaluator(
                 assembly.model, assembly.stream(stream), assembly.spec.tasks[task], assembly.feed(stream),
                 assembly.members, len(assembly.class_names(task)) or 1, assembly.spec.eval_batch_size, tap,
-                assembly.spec.members, place=lambda batch: place_batch(assembly.mesh, batch))
+                assembly.spec.members, assembly.mesh)
         return self._made[stream, task, tap]
 
     def scores(self, stage: StageSpec, params: Flat, batch_stats: Any, examples: bool = False) -> dict[str, Scores]:

@@ -30,7 +30,7 @@ from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import fresh_variables
 from transfer_jax.experiment.staying import all_methods
 from transfer_jax.experiment.workdir import Workdir
-from transfer_jax.training.mesh import place_batch, replicate, shard_batch
+from transfer_jax.training.mesh import fetch, own_slots, place_batch, replicate, shard_batch
 from transfer_jax.training.progress import Progress
 
 __all__ = ["Features", "POOLS", "extract", "fresh_model", "trained_model"]
@@ -242,8 +242,9 @@ def _feeds(assembly: Assembly, stream: str, size: int, start: int) -> Iterator[t
         one = {name: part[0] if opened.feed_axes()[name] == 0 else part for name, part in feed.items()}
         yield from ((number, one) for number in range(start, opened.batches_of(size)))
         return
-    for number, batch in enumerate(opened.evaluation_batches(size, start=start), start):
-        whole = place_batch(assembly.mesh, {name: part[:1] for name, part in batch.items()})
+    slots = own_slots(assembly.mesh, size)
+    for number, batch in enumerate(opened.evaluation_batches(size, slots, start), start):
+        whole = place_batch(assembly.mesh, {name: part[:1] for name, part in batch.items()}, size)
         yield number, {name: part[0] for name, part in whole.items()}
 
 
@@ -252,10 +253,10 @@ def _behind(results: Iterator[Any]) -> Iterator[tuple[int, dict[str, np.ndarray]
     waiting = None
     for count, result in enumerate(results):
         if waiting is not None:
-            yield count - 1, jax.device_get(waiting)
+            yield count - 1, fetch(waiting)
         waiting = result
     if waiting is not None:
-        yield count, jax.device_get(waiting)
+        yield count, fetch(waiting)
 
 
 def _joined(held: list[dict[str, np.ndarray]], stream: str) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ from transfer_jax.objectives.wiring import (
 )
 from transfer_jax.params.peft import merged
 from transfer_jax.training.forward import image_size, inputs_of
-from transfer_jax.training.mesh import place_batch
+from transfer_jax.training.mesh import fetch, own_slots, place_batch, shard_batch
 from transfer_jax.training.state import Flat
 
 BATCH = 32
@@ -67,7 +67,7 @@ class Measuring:
         total: Any = None
         for feed, number in self._batches(term):
             # Summed in float64 on the host: a million of examples would lose digits in float32.
-            sums = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), measure(params, batch_stats, feed, number))
+            sums = jax.tree.map(lambda leaf: leaf.astype(np.float64), fetch(measure(params, batch_stats, feed, number)))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
         return jax.jit(jax.vmap(statistic.finish))(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), total))
 
@@ -81,15 +81,16 @@ class Measuring:
         if feed is not None:
             yield from ((feed, jnp.int32(number)) for number in sorted(numbers))
             return
-        for number, batch in enumerate(stream.evaluation_batches(BATCH)):
+        mesh = self.assembly.mesh
+        for number, batch in enumerate(stream.evaluation_batches(BATCH, own_slots(mesh, BATCH))):
             if number in numbers:
-                yield place_batch(self.assembly.mesh, batch), jnp.int32(number)
+                yield place_batch(mesh, batch, BATCH), jnp.int32(number)
 
     def _over_members(self, term: Term, statistic: Statistic) -> Any:
         stream = self.assembly.stream(measured_stream(term.spec))
 
         def measure(params: Flat, batch_stats: Any, feed: Any, number: jax.Array) -> Any:
-            batch = stream.evaluation_batch(feed, number, BATCH)
+            batch = shard_batch(self.assembly.mesh, stream.evaluation_batch(feed, number, BATCH))
             return statistic.measure(self._view(term, params, batch_stats), batch)
 
         return over_members(measure, self.assembly.members, (0, 0, stream.feed_axes(), None),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 
+from transfer_jax.core import processes
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.workdir import Workdir
@@ -23,7 +23,8 @@ RECORD = "pretrained.json"
 
 def with_pretrained(assembly: Assembly, random: tuple[Flat, Any], workdir: Workdir | None,
                     console: Console | None) -> tuple[Flat, Any]:
-    """Parameters (flat) and statistics (nested), both with a member axis, with what the sources give in their places.
+    """Parameters (flat) and statistics (nested), both with a member axis, with what the sources give in their places,
+    as numpy arrays.
 
     Prints the load report of every source on `console` and keeps it in the workdir, if there is one. A source that does
     not fit is reported before its error is raised.
@@ -44,8 +45,8 @@ def with_pretrained(assembly: Assembly, random: tuple[Flat, Any], workdir: Workd
         for path, leaf in loaded.leaves.items():
             ours = f"heads/{spec.head}/{path.removeprefix(HEAD)}" if path.startswith(HEAD) else f"{name}/{path}"
             tree = stats if path.rpartition("/")[2] in STATISTICS and ours in stats else params
-            tree[ours] = jnp.broadcast_to(leaf, (assembly.members, *leaf.shape))
+            tree[ours] = np.broadcast_to(leaf, (assembly.members, *leaf.shape))
         records[name] = provenance(loaded, spec)
-    if workdir is not None:
+    if workdir is not None and processes.primary():
         write_json(workdir.path / RECORD, records)
-    return jax.tree.map(jnp.asarray, params), unflatten(stats)
+    return params, unflatten(stats)

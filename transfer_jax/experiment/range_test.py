@@ -12,12 +12,12 @@ import numpy as np
 
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.spec import Component
-from transfer_jax.experiment.runner import Runner, StageRun
+from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
+from transfer_jax.experiment.stage_run import StageRun
 from transfer_jax.params.partition import GroupSpec
 from transfer_jax.training.interruption import StopRequest
 from transfer_jax.training.loop import Cadence, Hooks, NotFinite, train
-from transfer_jax.training.mesh import replicate
 from transfer_jax.training.progress import Progress
 from transfer_jax.training.writers import MetricWriter
 
@@ -141,8 +141,8 @@ def _measured(runner: Runner, stage: str) -> RangeTest:
             if result.diverged:
                 raise _Diverged
 
-        hooks = Hooks(log=log, evaluate=_nothing, save=_nothing, advance=_nothing)
-        state = replicate(runner.assembly.mesh, (begun.state, run.constants))
+        hooks = Hooks(log=log, evaluate=_nothing, save=_nothing, advance=_nothing, compiled=_nothing)
+        state = run.ready.placed(begun.state, run.constants)
         try:
             train(run.ready.program, *state, begun.feeds, begun.seeds, 0, begun.names, Cadence(1, 0, 0), hooks, stop, 1)
         except (_Diverged, NotFinite):

@@ -15,6 +15,7 @@ from transfer_jax.evaluation.evaluator import Scores
 from transfer_jax.experiment.spec import BestSpec, ExperimentSpec, StageSpec
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.params.peft import PeftSpec, merged
+from transfer_jax.training.mesh import fetch
 from transfer_jax.training.state import Constants, Flat, State
 from transfer_jax.training.step import averaged_variables
 
@@ -124,7 +125,7 @@ def _for_members(leaf: Any, members: int, reference: str) -> jax.Array:
 def start_best(members: int, trainable: Flat, batch_stats: Any) -> dict[str, Any]:
     """The record of the best parameters before any evaluation."""
     return {"score": np.full(members, np.nan), "step": np.full(members, -1, np.int32),
-            "params": jax.device_get(trainable), "stats": jax.device_get(flatten(batch_stats))}
+            "params": fetch(trainable), "stats": fetch(flatten(batch_stats))}
 
 
 def better(best: dict[str, Any], spec: BestSpec, scores: np.ndarray, step: int, params: Flat,

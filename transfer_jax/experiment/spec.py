@@ -155,9 +155,18 @@ class ExperimentSpec(Spec):
     keep_checkpoints: int = Field(default=2, ge=1)
     members: Literal["auto", "vmap", "map"] = "auto"  # how the seeds run together: vmap, on a CPU one by one
     steps_per_dispatch: int = Field(default=0, ge=0)  # 0: chosen so that the host looks in twice a second
-    mesh: dict[str, int] = {"data": -1}
+    mesh: dict[str, int] = {"data": -1, "fsdp": 1, "model": 1}  # sizes of the axes; -1: what the others leave
+    # (regex, tactic) of parameters, first match; see training/sharding.py. None: the shipped rules
+    sharding: tuple[tuple[str, str], ...] | None = None
+    frozen_sharding: tuple[tuple[str, str], ...] | None = None  # of parameters that do not train; None: `sharding`
+    heartbeat_seconds: int = Field(default=60, ge=2)  # how long a process may be silent before all end
     compilation_cache: str | None = "default"  # a folder, "default" (the user's cache) or None
     export: str | None = None  # stage whose result becomes `model/`; default the last that trains
+
+    @field_validator("sharding", "frozen_sharding", mode="before")
+    @classmethod
+    def _rules(cls, value: object) -> object:
+        return tuple(tuple(rule) for rule in value) if isinstance(value, list | tuple) else value
 
     @field_validator("seeds")
     @classmethod

@@ -31,8 +31,10 @@ from transfer_jax.params.optimizer_tree import GroupDefaults, averaged_leaves, g
 from transfer_jax.params.partition import Partition, partition
 from transfer_jax.params.peft import PeftSpec, new_leaves
 from transfer_jax.params.weight_noise import make_noise
+from transfer_jax.training.mesh import place
+from transfer_jax.training.sharding import Layout
 from transfer_jax.training.state import Constants, Flat, State
-from transfer_jax.training.step import Program, Update, init_state
+from transfer_jax.training.step import Program, Update, feed_axes, init_state, metric_names
 
 COMBINING = "objective/log_variances"  # learned weights of terms: objective/log_variances/<term>
 
@@ -49,6 +51,7 @@ class ReadyStage:
     outlines: Mapping[str, Any]  # of the backbones, where a method of `peft` inserts into them
     inherited: tuple[str, ...]  # leaves of adapters and prompts that the start holds already
     keeps_start: bool  # something compares with the model at the stage's start
+    layout: Layout
 
     def table(self) -> list[dict[str, Any]]:
         """The group table; see `group_table`."""
@@ -64,10 +67,20 @@ class ReadyStage:
         rates = {group: jnp.full(members, rate, jnp.float32)
                  for group, rate in peak_rates(self.program.partition.groups, self.defaults).items()}
         begin = jax.vmap(lambda t, s, r: init_state(self.program, t, s, r, metrics), axis_size=members)
-        state = jax.jit(begin)(trainable, batch_stats, rates)
+        shardings = self.layout.of(jax.eval_shape(begin, trainable, batch_stats, rates), trainable)
+        state = jax.jit(begin, out_shardings=shardings)(trainable, batch_stats, rates)
         # The start must not share buffers with the state, which the step donates.
         initial, stats = jax.tree.map(jnp.copy, (trainable, batch_stats)) if self.keeps_start else ({}, {})
         return state, Constants(frozen, initial, stats, rates, dict(statistics or {}))
+
+    def shardings(self, state: State, constants: Constants) -> tuple[State, Constants]:
+        """Where the arrays of state and constants go."""
+        return (self.layout.of(state, state.trainable),
+                self.layout.of(constants, {**state.trainable, **constants.frozen}, list(constants.frozen)))
+
+    def placed(self, state: State, constants: Constants) -> tuple[State, Constants]:
+        """State and constants on the mesh."""
+        return place((state, constants), self.shardings(state, constants))
 
     def seeds(self, seeds: tuple[int, ...]) -> dict[str, Any]:
         """Numbers that decide every draw of the stage, uint32 [S]: see `train_step`."""
@@ -108,7 +121,32 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
     looks_back = spec.weight_noise is not None or any(term.needs_start for term in terms)
     inherited = tuple(path for path in shapes if path.startswith(tuple(
         f"{PREFIX}{method}/" for method in inherited_methods(assembly.spec, name))))
-    return ReadyStage(name, spec, program, defaults, shapes, _outlines(assembly, spec.peft), inherited, looks_back)
+    return ReadyStage(name, spec, program, defaults, shapes, _outlines(assembly, spec.peft), inherited, looks_back,
+                      assembly.layout)
+
+
+def names_of_metrics(ready: ReadyStage, variables: tuple[Flat, Any], statistics: Mapping[str, Any],
+                     feeds: Mapping[str, Any], seeds: Mapping[str, Any]) -> list[str]:
+    """Names of the metrics of a step, found by tracing one.
+
+    Args:
+      variables: parameters and statistics of norms [S, ...]; statistics: of the start; all may be shapes.
+      feeds: stream -> its data on the device; of a stream from the host, a batch of it is read where it is absent.
+    """
+    program, members = ready.program, len(seeds["data"])
+    if not program.updates:
+        return ["loss"]
+    state, constants = jax.eval_shape(lambda params, stats, known: ready.start(params, stats, 1, members, known),
+                                      *variables, statistics)
+    axes = feed_axes(program)
+    shapes = {name: feeds[name] if name in feeds else next(program.streams[name].host_batches(0)) for name in axes}
+    one = {name: jax.tree.map(lambda axis, part: part if axis is None else _without_member(part), axes[name],
+                              shapes[name], is_leaf=lambda axis: axis is None) for name in axes}
+    return metric_names(program, *_without_member((state, constants)), one, _without_member(seeds))
+
+
+def _without_member(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
 
 
 def _averaging(spec: StageSpec, parts: Partition, defaults: GroupDefaults) -> dict[str, Any]:
@@ -143,8 +181,10 @@ def added_parameters(ready: ReadyStage, params: Flat, seeds: tuple[int, ...]) ->
     """What the stage adds to the model's parameters `params` [S, ...]: weights of terms and leaves of `peft`."""
     added = objective_parameters(ready, len(seeds))
     if ready.spec.peft:
-        draw = jax.jit(jax.vmap(functools.partial(new_leaves, ready.spec.peft, outlines=ready.outlines)))
-        added |= draw(params, ready.seeds(seeds)["step"])
+        draw = jax.vmap(functools.partial(new_leaves, ready.spec.peft, outlines=ready.outlines))
+        numbers = ready.seeds(seeds)["step"]
+        shardings = ready.layout.params(jax.eval_shape(draw, params, numbers))
+        added |= jax.jit(draw, out_shardings=shardings)(params, numbers)
     return added
 
 
@@ -240,9 +280,14 @@ def _check_program(program: Program, where: str) -> None:
 
 
 def fresh_variables(assembly: Assembly) -> tuple[Flat, Any]:
-    """Parameters and statistics drawn from the seeds, [S, ...]; the same for every stage that asks."""
-    keys = jax.vmap(jax.random.key)(jnp.asarray(assembly.spec.seeds, jnp.uint32))
-    variables = jax.jit(jax.vmap(lambda key: assembly.model.init(key, assembly.example_inputs)))(keys)
+    """Parameters and statistics drawn from the seeds, [S, ...], each part on the device that holds it; the same for
+    every stage that asks."""
+    def draw(seeds: jax.Array) -> Any:
+        return jax.vmap(lambda seed: assembly.model.init(jax.random.key(seed), assembly.example_inputs))(seeds)
+
+    seeds = np.asarray(assembly.spec.seeds, np.uint32)
+    shardings = assembly.layout.variables(jax.eval_shape(draw, seeds))
+    variables = jax.jit(draw, out_shardings=shardings)(seeds)
     return dict(flatten(variables["params"])), variables.get("batch_stats", {})
 
 

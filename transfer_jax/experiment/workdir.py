@@ -20,7 +20,7 @@ from transfer_jax.training.checkpoint import Checkpoints, write_json
 
 # Settings that change how a run is carried out, never what it computes.
 FREE_TO_CHANGE = ("report", "checkpoint_every", "keep_checkpoints", "steps_per_dispatch", "compilation_cache", "mesh",
-                  "export")
+                  "sharding", "frozen_sharding", "heartbeat_seconds", "export")
 
 
 class Workdir:
@@ -31,7 +31,10 @@ class Workdir:
 
     def open(self, spec: ExperimentSpec, allow_config_change: bool) -> None:
         """Starts the folder, or checks that it holds a run of the same configuration."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the workdir {self.path} cannot be made: {error.strerror}; choose another") from error
         new = json.loads(spec.model_dump_json())
         old = self.read_json("config.json")
         if old is not None and not allow_config_change:
@@ -41,7 +44,17 @@ class Workdir:
                 raise UserError(f"{self.path} holds a run with another config ({'; '.join(lines[:8])}"
                                 f"{'; ...' if len(lines) > 8 else ''}); use another --workdir, or continue all the "
                                 f"same with --allow_config_change")
-        write_json(self.path / "config.json", new)
+        try:
+            write_json(self.path / "config.json", new)
+        except OSError as error:
+            raise UserError(f"nothing can be written in the workdir {self.path}: {error.strerror}; choose another, or "
+                            f"make room") from error
+
+    def check_shared(self) -> None:
+        """Raises UserError in a process that does not see what process 0 wrote."""
+        if not (self.path / "config.json").is_file():
+            raise UserError(f"process 0 has started the workdir {self.path.absolute()}, but this process does not see "
+                            f"it; the workdir must lie on a file system that all processes share")
 
     def spec(self) -> ExperimentSpec:
         """The experiment that the folder holds."""

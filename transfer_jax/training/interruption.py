@@ -5,6 +5,10 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
+import numpy as np
+
+from transfer_jax.core import processes
+
 EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
@@ -30,6 +34,12 @@ class StopRequest:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def raise_if_asked(self) -> None:
+        """Between stages, where all is saved. In all processes alike."""
+        asked = int(processes.gathered(np.array([self.signal or 0])).max())
+        if asked:
+            raise Interrupted(asked)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame

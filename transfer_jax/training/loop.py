@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfer_jax.core import processes
 from transfer_jax.core.errors import UserError
 from transfer_jax.training.interruption import Interrupted, StopRequest
-from transfer_jax.training.mesh import place_batch
+from transfer_jax.training.mesh import own_slots, place_batch
 from transfer_jax.training.state import Constants, State
 from transfer_jax.training.step import Program, compile_chunk
 
@@ -44,6 +46,7 @@ class Hooks:
     evaluate: Callable[[int, State], None]
     save: Callable[[int, State], None]
     advance: Callable[[int, float], None]  # (steps since the last call, mean loss)
+    compiled: Callable[[Any, State, Constants, Any], None]  # (program, its first arguments), before it runs
 
 
 @dataclass
@@ -57,15 +60,17 @@ class Feeds:
 
     def __post_init__(self) -> None:
         names = dict.fromkeys(stream for update in self.program.updates for stream in update.streams)
-        self._iterators = {name: self.program.streams[name].host_batches(self.start)
-                           for name in names if name not in self.on_device}
+        absent = {name: self.program.streams[name] for name in names if name not in self.on_device}
+        self._iterators = {name: stream.host_batches(self.start, own_slots(self.program.mesh, stream.spec.batch_size))
+                           for name, stream in absent.items()}
 
-    @property
-    def stepwise(self) -> bool:
-        return bool(self._iterators)
+    def dispatches(self, step: int, count: int) -> list[tuple[int, int]]:
+        """(first step, number of steps) of the programs that run `count` steps: one, or one for every batch."""
+        return [(number, 1) for number in range(step, step + count)] if self._iterators else [(step, count)]
 
     def next(self) -> dict[str, Any]:
-        fetched = {name: place_batch(self.program.mesh, next(iterator)) for name, iterator in self._iterators.items()}
+        fetched = {name: place_batch(self.program.mesh, next(iterator), self.program.streams[name].spec.batch_size)
+                   for name, iterator in self._iterators.items()}
         return {**self.on_device, **fetched}
 
     def close(self) -> None:
@@ -83,38 +88,36 @@ def train(program: Program, state: State, constants: Constants, feeds: Mapping[s
       feeds: stream -> data on the device; streams that are absent come from the host.
       seeds: see `train_step`, with a member axis.
       names: names of the metrics in `State.sums`.
-      steps_per_dispatch: 0 chooses it by the clock; it never changes a result.
+      steps_per_dispatch: after how many steps the host looks in; 0 chooses it by the clock; it never changes a result.
 
     Raises:
       NotFinite: a metric became NaN or infinite; nothing is saved then.
       Interrupted: a signal asked for it; the state was saved first.
     """
     source = Feeds(program, feeds, start)
-    step, unseen = start, 0
-    members = state.bad.shape[0]
+    step, members = start, state.bad.shape[0]
     pace = _Pace(steps_per_dispatch)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     chunks: dict[frozenset[str], Callable] = {}
     try:
         while step < program.total_steps:
             active = program.partition.active(step)
-            if active not in chunks:
-                chunks[active] = compile_chunk(program, members, active)
-            until = _next_point(step, program, cadence)
-            count = 1 if source.stepwise else min(until - step, pace.steps)
-            state = chunks[active](state, constants, source.next(), seeds, jnp.int32(step), jnp.int32(count))
+            count = min(_next_point(step, program, cadence) - step, pace.steps)
+            for first, steps in source.dispatches(step, count):
+                given = (state, constants, source.next(), seeds, jnp.int32(first), jnp.int32(steps))
+                if active not in chunks:
+                    chunks[active] = compile_chunk(program, members, active, shardings).lower(*given).compile()
+                    hooks.compiled(chunks[active], *given[:3])
+                state = chunks[active](*given)
             step += count
-            unseen += count
-            if step < until and not pace.due() and stop.signal is None:
-                continue
             _check_finite(state, names, seeds["data"])
-            pace.seen(count if not source.stepwise else 0)
-            hooks.advance(unseen, _mean_loss(state, names, step, program.log_every))
-            unseen = 0
+            asked = pace.look_in(count, stop.signal)
+            hooks.advance(count, _mean_loss(state, names, step, program.log_every))
             _at_point(step, state, program, names, cadence, hooks)
-            if stop.signal is not None and step < program.total_steps:
+            if asked and step < program.total_steps:
                 if not _falls_on(step, cadence.save):
                     hooks.save(step, state)
-                raise Interrupted(stop.signal)
+                raise Interrupted(asked)
     finally:
         source.close()
     return state
@@ -162,21 +165,24 @@ def _check_finite(state: State, names: list[str], seeds: Any) -> None:
 
 
 class _Pace:
-    """Chooses how many steps a dispatch holds, so that the host looks in often enough for progress and signals."""
+    """Chooses after how many steps the host looks in, so that it does so often enough for progress and signals.
+
+    All processes choose alike: they tell each other their clocks and signals whenever they look in.
+    """
 
     def __init__(self, fixed: int) -> None:
         self.fixed = fixed
         self.steps = fixed or 1
         self._last = time.monotonic()
-        self._dispatches = 0
+        self._looks = 0
 
-    def due(self) -> bool:
-        return time.monotonic() - self._last >= SECONDS_PER_DISPATCH
-
-    def seen(self, count: int) -> None:
+    def look_in(self, count: int, signal: int | None) -> int:
+        """After `count` steps: the signal that any process has got, or 0."""
         now = time.monotonic()
         spent, self._last = now - self._last, now
-        self._dispatches += 1
-        if count and not self.fixed and self._dispatches > 1:  # the first one holds the compilation
-            self.steps = int(min(max(1, count * SECONDS_PER_DISPATCH / max(spent, 1e-4)), 8 * count + 8))
-
+        slowest, asked = processes.gathered(np.array([int(spent * 1e6), signal or 0])).max(0).tolist()
+        self._looks += 1
+        if not self.fixed and self._looks > 1:  # the first time holds the compilation
+            wanted = count * SECONDS_PER_DISPATCH / max(slowest / 1e6, 1e-4)
+            self.steps = int(min(max(1, wanted), 8 * count + 8))
+        return asked

@@ -125,8 +125,7 @@ def train_step(program: Program, active: frozenset[str], state: State, constants
 def _moved(program: Program, active: frozenset[str], state: State, constants: Constants, feeds: Any, seeds: Any,
            step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
     batches = {name: program.streams[name].batch(feed, seeds["data"], step) for name, feed in feeds.items()}
-    if program.mesh is not None:
-        batches = {name: shard_batch(program.mesh, batch) for name, batch in batches.items()}
+    batches = {name: shard_batch(program.mesh, batch) for name, batch in batches.items()}
     key = jax.random.fold_in(jax.random.key(seeds["step"]), step)
     metrics: dict[str, jax.Array] = {}
     turn = 0
@@ -196,6 +195,8 @@ def _gradients(program: Program, update: Update, losses: Callable, moving: Flat,
     if count == 1:
         return one(batch_stats, batches, key)
     parts = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batches)
+    # Every micro-batch is split over all devices; as they are cut, one would lie on few of them.
+    parts = {name: shard_batch(program.mesh, part, axis=1) for name, part in parts.items()}
 
     def body(carry: Any, number: jax.Array) -> tuple[Any, None]:
         grads, metrics, stats = carry
@@ -239,10 +240,11 @@ def averaged_variables(state: State) -> tuple[Flat, Any]:
     return parts["params/"], unflatten(parts["stats/"])
 
 
-def compile_chunk(program: Program, members: int, active: frozenset[str]) -> Callable[..., State]:
-    """A jitted `(state, constants, feeds, seeds, first_step, count) -> state` that runs `count` steps.
+def compile_chunk(program: Program, members: int, active: frozenset[str], shardings: Any = None) -> Any:
+    """The jitted `(state, constants, feeds, seeds, first_step, count) -> state` that runs `count` steps.
 
-    `count` is dynamic, so every chunk length shares one program. The state's buffers are donated.
+    `count` is dynamic, so every chunk length shares one program. The state's buffers are donated; its arrays stay where
+    `shardings` (a tree like the state) says.
     """
     axes = (0, 0, feed_axes(program), 0)
 
@@ -256,7 +258,7 @@ def compile_chunk(program: Program, members: int, active: frozenset[str]) -> Cal
 
         return over_members(steps, members, axes, program.members)(state, constants, feeds, seeds)
 
-    return compiled(chunk, donate_argnums=0)
+    return compiled(chunk, donate_argnums=0, out_shardings=shardings)
 
 
 def feed_axes(program: Program) -> dict[str, Any]:

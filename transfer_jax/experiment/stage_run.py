@@ -1,0 +1,258 @@
+"""One stage of a run: prepare, resume or start, train, evaluate, record."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from transfer_jax.core import processes
+from transfer_jax.core.errors import UserError
+from transfer_jax.evaluation.evaluator import Scores
+from transfer_jax.experiment import results
+from transfer_jax.experiment.caching import with_features
+from transfer_jax.experiment.evaluators import labelled
+from transfer_jax.experiment.measuring import Measuring
+from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
+from transfer_jax.experiment.stage import names_of_metrics, prepare
+from transfer_jax.training.checkpoint import WHOLE
+from transfer_jax.training.interruption import StopRequest
+from transfer_jax.training.loop import Cadence, Hooks, train
+from transfer_jax.training.memory import describe, device_limit, make_plan
+from transfer_jax.training.mesh import fetch
+from transfer_jax.training.progress import Progress, print_groups
+from transfer_jax.training.state import Constants, Flat, State
+from transfer_jax.training.writers import MetricWriter
+
+if TYPE_CHECKING:
+    from transfer_jax.experiment.runner import Runner
+
+
+@dataclass
+class Begun:
+    """A stage at its step 0: state, data, numbers that decide its draws, metrics, and how to measure the start."""
+
+    state: State
+    feeds: dict[str, Any]
+    seeds: dict[str, Any]
+    names: list[str]
+    measure: Callable[[], dict[str, Any]]
+
+
+class StageRun:
+    """One stage of a run: prepare, resume or start, train, evaluate, record."""
+
+    def __init__(self, runner: Runner, name: str, before: str | None, writer: MetricWriter, progress: Progress,
+                 stop: StopRequest) -> None:
+        self.runner, self.name, self.before = runner, name, before
+        self.writer, self.progress, self.stop = writer, progress, stop
+        self.spec = runner.spec.stages[name]
+        self.ready = prepare(runner.assembly, name)
+        self.groups = self.ready.table()  # made here so that a faulty optimizer or schedule shows before training
+        self.checkpoints = runner.workdir.checkpoints(name, runner.spec.keep_checkpoints, progress.message)
+        self.best: dict[str, Any] = {}
+        self.constants = Constants({}, {}, {}, {}, {})
+        self.seconds = 0.0
+        self.averaged = self.spec.averaged
+        self.measured: set[int] = set()  # steps whose scores an earlier process has logged
+        check_selection(runner.spec, self.spec, f"config.stages.{name}")
+
+    def begin(self) -> Begun:
+        """The stage at its step 0; statistics of the start are blank until `measure_start`."""
+        runner, program = self.runner, self.ready.program
+        assembly = runner.assembly
+        params, batch_stats = runner.start_variables(self.spec, self.ready, self.before)
+        feeds = {name: feed for name in program.streams if (feed := assembly.feed(name)) is not None}
+        seeds = self.ready.seeds(runner.spec.seeds)
+        measuring = Measuring(assembly, self.ready)
+        unknown = measuring.shapes(params, batch_stats)
+        self.ready, feeds, notes = with_features(self.ready, assembly, params, batch_stats, feeds)
+        for note in notes:
+            self.progress.message(note)
+        names = names_of_metrics(self.ready, (params, batch_stats), unknown, feeds, seeds)
+        blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), unknown)
+        state, self.constants = self.ready.start(params, batch_stats, len(names), assembly.members, blank)
+        return Begun(state, feeds, seeds, names, lambda: measuring.values(params, batch_stats))
+
+    def measure_start(self, begun: Begun) -> None:
+        """Measures what terms have to know of the start."""
+        self.constants = self.constants._replace(statistics=begun.measure())
+
+    def run(self) -> None:
+        """Trains what is left of the stage and records its result."""
+        try:
+            self._run()
+        finally:
+            self.checkpoints.wait()  # also before a stop that was asked for: it says that all is saved
+
+    def _run(self) -> None:
+        runner, assembly = self.runner, self.runner.assembly
+        begun = self.begin()
+        program = self.ready.program
+        if self.spec.best:
+            self.best = results.start_best(assembly.members, begun.state.trainable, begun.state.batch_stats)
+        step, state = self._resume(begun.state)
+        if step == 0:
+            self.measure_start(begun)
+        self._show_groups()
+        self.progress.start_stage(self.spec.title or self.name, program.total_steps, step)
+        self._began = time.monotonic()
+        state, self.constants = self.ready.placed(state, self.constants)
+        if step < program.total_steps:
+            state = train(program, state, self.constants, begun.feeds, begun.seeds, step, begun.names,
+                          Cadence(runner.spec.log_every, self.spec.eval_every, runner.spec.checkpoint_every),
+                          self._hooks(), self.stop, runner.spec.steps_per_dispatch)
+            self.seconds += time.monotonic() - self._began
+            self._began = time.monotonic()
+        self._finish(state)
+        self.progress.end_stage()
+
+    def _resume(self, state: State) -> tuple[int, State]:
+        target = jax.eval_shape(lambda: results.checkpoint_tree(state, self.constants, self.best))
+        state_places, constant_places = self.ready.shardings(state, self.constants)
+        places = {"state": state_places._asdict(), "constants": constant_places._asdict(),
+                  "best": jax.tree.map(lambda _: WHOLE, target["best"])}
+        found = self.checkpoints.restore(target, shardings=places)
+        finished = [stage for stage in self.runner.spec.stages if self.runner.workdir.record(stage) is not None]
+        if found is None:
+            self.writer.rewind(self.name, -1, finished)
+            return 0, state
+        step, tree, meta = found
+        self.seconds, self.best = meta["seconds"], tree["best"]
+        self.constants = Constants(**tree["constants"])
+        self.writer.rewind(self.name, step, finished)
+        if step == self.ready.program.total_steps:
+            self.measured = {step}  # the last checkpoint is saved after the last scores are logged
+        self.progress.message(f"{self.name}: continuing after step {step}")
+        return step, State(**tree["state"])
+
+    def _show_groups(self) -> None:
+        rows, title = self.groups, f"stage {self.name}"
+        if not self.runner.quiet:
+            print_groups(rows, self.progress.console, title)
+        if not processes.primary():
+            return
+        path = self.runner.workdir.path / "params.txt"
+        old = path.read_text() if path.is_file() else ""
+        if f"{title}\n" not in old:
+            text = io.StringIO()
+            print_groups(rows, Console(file=text, width=120), title)
+            path.write_text(old + "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n\n")
+
+    def _hooks(self) -> Hooks:
+        return Hooks(log=lambda step, means: self.writer.write(self.name, step, "train", means),
+                     evaluate=self._measure, save=self._save,
+                     advance=lambda count, loss: self.progress.advance(count, loss=loss), compiled=self._plan)
+
+    def _plan(self, executable: Any, state: State, constants: Constants, feeds: Any) -> None:
+        """Says what every device will hold, and refuses what cannot fit."""
+        plan = make_plan(self.name, self.runner.assembly.mesh.shape, state, constants, feeds, executable,
+                         device_limit())
+        if not self.runner.quiet:
+            self.progress.message(f"{self.name}: each device holds {describe(plan)}")
+        plan.check()
+
+    def _save(self, step: int, state: State) -> None:
+        self.writer.flush()
+        now = time.monotonic()
+        self.seconds, self._began = self.seconds + now - self._began, now
+        self._check_sound(step, state.trainable)
+        self.checkpoints.save(step, results.checkpoint_tree(state, self.constants, self.best),
+                              {"seconds": self.seconds})
+
+    def _check_sound(self, step: int, params: Flat) -> None:
+        """A loss tells of bad parameters one step late: without this the last checkpoint could hold them."""
+        sound = jax.jit(lambda leaves: jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), leaves))(params)
+        for path, good in jax.device_get(sound).items():
+            if not good:
+                raise UserError(f"stage {self.name!r}: the parameter {path!r} became NaN or infinite by step {step}; "
+                                f"the last checkpoint before it is kept; try a smaller lr or set clip_norm")
+
+    def _variables(self, state: State, average: bool) -> tuple[Flat, Any]:
+        tree = results.checkpoint_tree(state, self.constants, self.best)
+        return results.variables_of(tree, "last", average, self.name)
+
+    def _measure(self, step: int, state: State, examples: bool = False) -> dict[str, Scores]:
+        """Scores the stage's result as it stands (and, beside a moving average, the other variables), logs it, and
+        keeps it if it is the best so far."""
+        variables = self._variables(state, self.averaged)
+        found = self._scores(variables, examples)
+        if self.spec.ema or self.spec.schedule_free:
+            prefix = "raw_" if self.averaged else "ema_"
+            for label, scores in self._scores(self._variables(state, not self.averaged)).items():
+                found[label].metrics |= {prefix + key: value for key, value in scores.metrics.items()}
+        if step and step not in self.measured:
+            for label, scores in found.items():
+                self.writer.write(self.name, step, "eval", scores.metrics, stream=label)
+        if self.spec.best:
+            params, batch_stats = fetch(variables)
+            self.best = results.better(self.best, self.spec.best, self._declared(found), step, params, batch_stats)
+        return found
+
+    def _declared(self, found: Mapping[str, Scores]) -> np.ndarray:
+        best = self.spec.best
+        for label, scores in found.items():
+            if label.split("/")[0] == best.stream and best.metric in scores.metrics:
+                return scores.metrics[best.metric]
+        raise UserError(f"config.stages.{self.name}.best: stream {best.stream!r} gives no metric {best.metric!r}; it "
+                        f"gives {', '.join(sorted({key for s in found.values() for key in s.metrics}))}")
+
+    def _scores(self, variables: tuple[Flat, Any], examples: bool = False) -> dict[str, Scores]:
+        return self.runner.evaluators.scores(self.spec, *results.with_peft(self.spec.peft, variables), examples)
+
+    def _finish(self, state: State) -> None:
+        runner, steps = self.runner, self.ready.program.total_steps
+        rows = self._rows(self._measure(steps, state, examples=True), "last", predictions=True)
+        if self.best:
+            tree = results.checkpoint_tree(state, self.constants, self.best)
+            found = self._scores(results.variables_of(tree, "best", False, self.name))
+            rows += self._rows(found, "oracle" if self.spec.best.oracle else "best")
+        self._save(steps, state)
+        runner.keep(self.name, results.with_peft(self.spec.peft, self._variables(state, self.averaged)))
+        self.checkpoints.wait()
+        if processes.primary():
+            runner.workdir.finish(self.name, self._info(), rows)
+        processes.barrier(f"end of stage {self.name}")
+
+    def _rows(self, found: Mapping[str, Scores], selection: str, predictions: bool = False) -> list[dict[str, Any]]:
+        assembly, rows = self.runner.assembly, []
+        for label, scores in found.items():
+            stream, task = labelled(self.spec)[label]
+            classes, open_stream = assembly.class_names(task), assembly.stream(stream)
+            rows.append(results.result_row(self.name, self.spec, label, selection, scores, classes))
+            if predictions and processes.primary():
+                path = self.runner.workdir.path / "predictions" / self.name / f"{label.replace('/', '.')}.npz"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.savez_compressed(path, **results.prediction_file(open_stream, scores))
+        return rows
+
+    def _info(self) -> dict[str, Any]:
+        groups = self.groups
+        streams = {**self.ready.program.streams,
+                   **{stream: self.runner.assembly.stream(stream) for stream in self.spec.evaluate}}
+        return {"title": self.spec.title or self.name, "tags": self.spec.tags, "seconds": round(self.seconds, 3),
+                "steps": self.ready.program.total_steps, "init": self.spec.init, "select": self.spec.select,
+                "trainable": sum(row["parameters"] for row in groups if not row["frozen"]),
+                "total": sum(row["parameters"] for row in groups),
+                "optimizer_bytes": sum(row["optimizer_bytes"] for row in groups), "groups": groups, "notes": [],
+                "skipped_examples": {name: len(stream.ledger) for name, stream in streams.items() if stream.ledger}}
+
+
+def check_selection(spec: ExperimentSpec, stage: StageSpec, where: str) -> None:
+    """Labels of an unsupervised target must not choose the parameters, unless the config says so."""
+    if stage.best is None or stage.best.oracle:
+        return
+    chosen = spec.streams[stage.best.stream]
+    unlabelled = [name for name in stage.objective.streams() if not spec.streams[name].labelled]
+    for name in unlabelled:
+        if spec.streams[name].domain == chosen.domain:
+            raise UserError(f"{where}.best chooses by labels of stream {stage.best.stream!r}, whose domain "
+                            f"{chosen.domain!r} is unlabelled in training ({name!r}); choose by a source stream, or "
+                            f"set best.oracle=True to report it as an oracle")
