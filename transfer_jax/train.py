@@ -11,17 +11,27 @@ from pathlib import Path
 from transfer_jax import command_line
 from transfer_jax.core import processes
 from transfer_jax.core.config import load_config
+from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import build
+from transfer_jax.training import chips
 
 
 def main(arguments: Sequence[str]) -> int:
     options = command_line.parser(__doc__)
     options.add_argument("--config", required=True, help="FILE.py, optionally with :key=value,... for its get_config")
-    options.add_argument("--workdir", required=True, help="folder of the run")
+    options.add_argument("--workdir", help="folder of the run")
+    options.add_argument("--plan", nargs="?", const="here", metavar="MACHINE",
+                         help="print what each device would hold, here or on a machine such as h100-8, v5e-256 or 8, "
+                              "and stop")
     options.add_argument("--allow_config_change", action="store_true", help="continue a run under another config")
     options.add_argument("--quiet", action="store_true", help="no progress, only the result")
     command_line.add_processes(options)
     given, overrides = command_line.parse(options, arguments)
+    if given.plan is not None:
+        show_plan(given.config, overrides, given.plan)
+        return 0
+    if given.workdir is None:
+        raise UserError("--workdir is missing: the folder of the run (only --plan needs none)")
     train(given.config, Path(given.workdir), overrides, given.allow_config_change, given.quiet,
           command_line.membership_of(given))
     return 0
@@ -42,6 +52,17 @@ def train(config: str, workdir: Path, overrides: Sequence[str] = (), allow_confi
         if processes.primary():
             export_model(runner.assembly, runner.workdir, workdir / "model")
             show_report([workdir], workdir)
+
+
+def show_plan(config: str, overrides: Sequence[str], machine: str) -> None:
+    """Prints what each device of the machine ('here' for this one) would hold."""
+    from transfer_jax.experiment.planning import imitate, show_plans
+    from transfer_jax.experiment.spec import ExperimentSpec
+
+    chip, devices = (None, None) if machine == "here" else chips.machine(machine)
+    if devices is not None:
+        imitate(devices)
+    show_plans(build(ExperimentSpec, load_config(config, overrides)), chip)
 
 
 def show_report(workdirs: Sequence[Path], out: Path) -> None:

@@ -119,6 +119,8 @@ def test_meshes_that_do_not_fit_are_refused(axes, message):
 
 def test_the_rest_of_the_devices_goes_to_the_free_axis():
     assert mesh_sizes({"data": -1, "model": 2}, 8) == {"data": 4, "fsdp": 1, "model": 2}
+    assert mesh_sizes({"fsdp": 2}, 8) == {"data": 4, "fsdp": 2, "model": 1}
+    assert mesh_sizes({"fsdp": -1}, 8) == {"data": 1, "fsdp": 8, "model": 1}
     assert mesh_sizes({"data": -1}, 1) == {"data": 1, "fsdp": 1, "model": 1}
 
 

@@ -59,6 +59,10 @@ class Assembly:
             self._feeds[name] = None if feed is None else replicate(self.mesh, feed)
         return self._feeds[name]
 
+    def keep_feed(self, name: str, feed: Any) -> None:
+        """Gives the stream these data from now on: shapes, where nothing will run."""
+        self._feeds[name] = feed
+
     def task_streams(self, task: str) -> list[str]:
         """The streams whose labels the task's loss or evaluation reads, in order of first use."""
         names: dict[str, None] = {}

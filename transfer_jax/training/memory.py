@@ -92,13 +92,11 @@ def describe(plan: Plan) -> str:
     return f"{gigabytes(plan.total)}: " + ", ".join(f"{gigabytes(size)} {name}" for name, size in parts.items() if size)
 
 
-COLUMNS = ("stage", "mesh", "trainable", "frozen", "optimizer", "other state", "data", "activations", "total",
-           "of a device")
+COLUMNS = ("stage", "trainable", "frozen", "optimizer", "other", "data", "activations", "total", "share")
 
 
 def plan_row(plan: Plan) -> tuple[str, ...]:
     """A plan as a row of the table with `COLUMNS`."""
-    mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "one device"
-    share = "–" if plan.limit is None else f"{100 * plan.total / plan.limit:.0f} % of {gigabytes(plan.limit)}"
+    share = "–" if plan.limit is None else f"{100 * plan.total / plan.limit:.1f} %"
     sizes = (plan.trainable, plan.frozen, plan.optimizer, plan.other, plan.data, plan.activations, plan.total)
-    return plan.stage, mesh, *(gigabytes(size) for size in sizes), share
+    return plan.stage, *(gigabytes(size) for size in sizes), share

@@ -18,12 +18,14 @@ BATCH = ("data", "fsdp")  # the axes over which examples are split
 
 
 def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
-    """The size of every axis on so many devices: an axis that is not named has size 1, one may be -1 and takes what
-    the others leave."""
+    """The size of every axis on so many devices: one may be -1 and takes what the others leave, `data` if none is
+    named so; others that are not named have size 1."""
     for name in axes:
         if name not in AXES:
             raise unknown("axis", name, AXES, "config.mesh")
     sizes = {name: axes.get(name, 1) for name in AXES}
+    if "data" not in axes and -1 not in axes.values():
+        sizes["data"] = -1
     free = [name for name, size in sizes.items() if size == -1]
     known = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or known < 1 or devices % known or (not free and known != devices):

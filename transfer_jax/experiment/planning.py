@@ -1,0 +1,92 @@
+"""What each device will hold, for a machine that need not be there: its devices are imitated on this one's CPU.
+
+The stages are compiled for the mesh and never run, so no array is made. Sizes of arrays are exact. Activations are
+those of the program as XLA compiles it for a CPU: another backend fuses and orders otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.experiment.measuring import Measuring
+from transfer_jax.experiment.spec import ExperimentSpec
+from transfer_jax.experiment.stage import ReadyStage, names_of_metrics, prepare
+from transfer_jax.training.chips import Chip
+from transfer_jax.training.memory import COLUMNS, Plan, device_limit, make_plan, plan_row
+from transfer_jax.training.mesh import batch_spec
+from transfer_jax.training.progress import print_table
+from transfer_jax.training.step import compile_chunk
+
+
+def imitate(devices: int) -> None:
+    """Makes this process one with so many CPU devices; before anything asks for a device."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+
+
+def show_plans(spec: ExperimentSpec, chip: Chip | None) -> None:
+    """Prints a table of all stages that train, then raises UserError for the first that cannot fit.
+
+    chip: of the machine that the plan is for; None: the devices of this process.
+    """
+    plans = [plan for plan, _ in compiled_stages(spec, chip)]
+    mesh = " x ".join(f"{name} {size}" for name, size in plans[0].mesh.items() if size > 1) if plans else ""
+    print_table(COLUMNS, [plan_row(plan) for plan in plans],
+                title=f"{spec.name} on {mesh or 'one device'}: what each device holds")
+    for plan in plans:
+        plan.check()
+
+
+def compiled_stages(spec: ExperimentSpec, chip: Chip | None) -> list[tuple[Plan, Any]]:
+    """The plan and the compiled program of every stage that trains."""
+    if chip is not None and spec.members == "auto":
+        spec = spec.model_copy(update={"members": "vmap"})  # as on an accelerator
+    assembly = Assembly(spec)
+    limit = device_limit() if chip is None else int(chip.memory)
+    stages = [prepare(assembly, name) for name in spec.stages]
+    assembly.layout.check(list(dict.fromkeys(path for ready in stages for path in ready.shapes)))
+    return [_compiled(assembly, ready, limit) for ready in stages if ready.program.updates]
+
+
+def _compiled(assembly: Assembly, ready: ReadyStage, limit: int | None) -> tuple[Plan, Any]:
+    program, members = ready.program, assembly.members
+    feeds = {name: _feed(assembly, name) for name in program.streams}
+    params, stats = _with_members((dict(ready.shapes), assembly.variable_shapes.get("batch_stats", {})), members)
+    known = Measuring(assembly, ready).shapes(params, stats)
+    seeds = ready.seeds(assembly.spec.seeds)
+    names = names_of_metrics(ready, (params, stats), known, feeds, seeds)
+    shapes = jax.eval_shape(lambda p, s, k: ready.start(p, s, len(names), members, k), params, stats, known)
+    shardings = ready.shardings(*shapes)
+    state, constants = jax.tree.map(_outline, shapes, shardings)
+    chunk = compile_chunk(program, members, program.partition.active(program.total_steps), shardings[0])
+    executable = chunk.lower(state, constants, feeds, seeds, jnp.int32(0), jnp.int32(1)).compile()
+    return make_plan(ready.name, assembly.mesh.shape, state, constants, feeds, executable, limit), executable
+
+
+def _feed(assembly: Assembly, name: str) -> Any:
+    """What a stream gives to a step, as shapes on the mesh; nothing is placed."""
+    stream, mesh = assembly.stream(name), assembly.mesh
+    feed = stream.feed()
+    if feed is None:
+        size = stream.spec.batch_size
+        whole = {key: np.repeat(value, size, axis=1) for key, value in
+                 next(stream.host_batches(0, np.zeros(1, np.int64))).items()}
+        return jax.tree.map(lambda leaf: _outline(leaf, NamedSharding(mesh, P(None, *batch_spec(mesh, size)))), whole)
+    outlines = jax.tree.map(lambda leaf: _outline(leaf, NamedSharding(mesh, P())), feed)
+    assembly.keep_feed(name, outlines)
+    return outlines
+
+
+def _outline(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _with_members(tree: Any, members: int) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype), tree)
