@@ -21,7 +21,9 @@ from halves import DATA, NORMALIZED, arguments, cifar, experiment, recipe, setti
 
 SVHN = dict(kind="arrays", path=str(DATA / "svhn_crops" / "svhn_train_first1083.npz"),
             arrays=dict(train_image="x", train_label="y"))
-RECIPES = {"linear probe": "linear_probe", "last block": "partial(k=1)", "probe, then fine-tuning": "lp_ft",
+CUTS = ("stem", "stage1", "stage2")  # all depths at which the advisor may cut the network
+RECIPES = {"linear probe": "linear_probe", **{f"cut behind {tap}": f"truncate(tap={tap})" for tap in CUTS},
+           "last block": "partial(k=1)", "probe, then fine-tuning": "lp_ft",
            "all at one rate": "situation(data=large_different)", "from scratch": "scratch"}
 
 
@@ -37,16 +39,20 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                "different, large": ("n", numbers(per_class="[:60]"))}
     streams = dict(b_test=cifar("b", "test"), n_test=numbers(per_class="[60:]"))
     stages: dict = {}
-    for situation, (task, stream) in targets.items():
+    heads: dict = {}
+    for situation, (target, stream) in targets.items():
         name = situation.replace(", ", "_")
         streams[name] = stream
         for method, text in RECIPES.items():
-            told = setting(args, task, name, (f"{task}_test",))
-            stages.update(recipe(text, told, f"{text.partition('(')[0]}_{name}",
-                                 dict(method=method, situation=situation))[0])
+            tap = text.partition("tap=")[2].strip(")")
+            told = setting(args, f"{target}_{tap}" if tap else target, name, (f"{target}_test",))
+            found, own = recipe(text, told, f"{text.partition('(')[0]}_{f'{tap}_' if tap else ''}{name}",
+                                dict(method=method, situation=situation, recipe=text))
+            stages.update(found)
+            heads.update(own)
     return experiment(args, "situations", "The four situations of transfer", streams, stages,
                       report=dict(streams=("b_test", "n_test"), x="situation", reference="from scratch"),
-                      tasks=dict(b="b_test", n="n_test"))
+                      tasks={head: f"{head.partition('_')[0]}_test" for head in heads}, heads=heads)
 
 
 def get_sweep(arg: str | None = None) -> Iterator[dict]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.experiment.report.collect import read_runs
-from transfer_jax.experiment.report.document import result_figures
+from transfer_jax.experiment.report.document import Picture, result_figures
 from transfer_jax.experiment.report.pivot import layout, pivot
+from transfer_jax.experiment.report.regret import chosen_cells, read_advice, regret_table, with_choices
 from transfer_jax.experiment.report.scores import score_tables
-from transfer_jax.experiment.report.tables import to_markdown
+from transfer_jax.experiment.report.tables import Table, to_markdown
 from transfer_jax.experiment.sweeping import finished
 
 CONFIGS = Path(__file__).resolve().parent
@@ -33,11 +35,22 @@ def section(name: str, workdir: Path) -> str:
     """One ablation: its docstring, its tables, its figures (written beside the page)."""
     run = read_runs([workdir])
     table = pivot(run, layout(run))
+    advice = read_advice(run[0], table)
+    tables = score_tables(run, table)
+    if advice:
+        tables = [with_choices(each, advice, stream) for each, stream in zip(tables, table.layout.streams, strict=True)]
+        tables.append(regret_table(advice, table.layout.lower))
+    rings = {stream: chosen_cells(advice, stream) for stream in table.layout.streams}
+    return page_section(name, table.layout.title, tables, result_figures(table, rings, "the advisor's choice"))
+
+
+def page_section(name: str, title: str, tables: Sequence[Table], pictures: Sequence[Picture]) -> str:
+    """The docstring of a config, then tables, then pictures, which are written beside the page."""
     text = ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text())) or ""
     first, _, rest = text.partition("\n\n")
-    parts = [f"## {table.layout.title}", " ".join(first.split()), rest, *map(to_markdown, score_tables(run, table))]
+    parts = [f"## {title}", " ".join(first.split()), rest, *map(to_markdown, tables)]
     (DOCS / "figures").mkdir(exist_ok=True)
-    for picture in result_figures(table):
+    for picture in pictures:
         file = DOCS / "figures" / f"{name}_{picture.name}.{picture.kind}"
         file.write_bytes(picture.content)
         parts.append(f"![{picture.caption}](figures/{file.name})")
