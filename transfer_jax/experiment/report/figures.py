@@ -129,6 +129,32 @@ def bars(rows: Sequence[tuple[str, Summary, Sequence[float]]], x_name: str) -> b
         return svg(figure)
 
 
+def strips(rows: Mapping[str, Mapping[str, Summary]], x_name: str) -> bytes:
+    """A strip a row with a mark for each member of it and a bar at their mean; `rows` maps a name to {member: Summary}.
+
+    Marks are means over seeds, shifted a little so that none hides another; their lines are standard errors of these
+    means, as intervals of so few seeds would cover the picture."""
+    members = list(dict.fromkeys(member for found in rows.values() for member in found))
+    with look():
+        figure = new_figure(height=0.36 * len(rows) + 1.3)
+        axes = figure.add_subplot()
+        for i, member in enumerate(members):
+            shift = 0.6 * (i / max(len(members) - 1, 1) - 0.5)
+            found = [(place + shift, row[member]) for place, row in enumerate(rows.values()) if member in row]
+            axes.errorbar([summary.mean for _, summary in found], [y for y, _ in found],
+                          xerr=[summary.error or 0 for _, summary in found], fmt=MARKERS[i % len(MARKERS)],
+                          color=COLORS[i % len(COLORS)], elinewidth=0.9, label=member)
+        means = [np.mean([summary.mean for summary in row.values()]) for row in rows.values()]
+        axes.plot(means, range(len(rows)), "|", color=INK, markersize=19, markeredgewidth=2)
+        axes.axvline(0, color=MUTED, linewidth=0.8)
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        axes.set_xlabel(x_name)
+        figure.legend(loc="outside upper center", ncols=3)
+        return svg(figure)
+
+
 Curve = tuple[np.ndarray, np.ndarray]  # steps [T], values [S, T]
 
 

@@ -52,8 +52,8 @@ def read_advice(run: Run, table: Pivot) -> list[Advised]:
     order = list(dict.fromkeys(stream for stage in stages for stream in learnt_from(stage)))
     strange = [advice["stream"] for advice in found if advice["stream"] not in order]
     if strange:
-        raise UserError(f"{run.path / 'advice'} holds advice for {strange[0]!r}, from which no stage of the run learns; "
-                        f"remove it")
+        raise UserError(f"{run.path / 'advice'} holds advice for {strange[0]!r}, from which no stage of the run "
+                        f"learns; remove it")
     return [_advised(run, table, advice) for advice in sorted(found, key=lambda advice: order.index(advice["stream"]))]
 
 
