@@ -35,11 +35,11 @@ class Ranking:
     tau: Mapping[str, np.ndarray]
 
     def lost(self, score: str) -> np.ndarray:
-        """[S]: accuracy of the best source less that of the source that the score puts first."""
+        """[S]: accuracy of the best source less that of the source with the highest score (the mean of equals)."""
         names = list(self.scores[score])
-        first = np.array([self.scores[score][name] for name in names]).argmax(0)
-        truths = np.array([self.truth[name] for name in names])
-        return np.array(list(self.truth.values())).max(0) - truths[first, np.arange(truths.shape[1])]
+        values, truths = (np.array([found[name] for name in names]) for found in (self.scores[score], self.truth))
+        top = np.isclose(values, values.max(0), rtol=1e-6, atol=0)
+        return np.array(list(self.truth.values())).max(0) - (truths * top).sum(0) / top.sum(0)
 
 
 def read_rankings(folder: Path) -> list[Ranking]:

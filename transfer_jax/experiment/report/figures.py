@@ -36,7 +36,7 @@ def against_x(series: Mapping[str, Mapping[Any, Summary]], x_name: str, y_name: 
     """One line a method through its means at every x, with the band of its 95 % interval.
 
     `series` maps a method to {x: Summary}; the x None (a method that knows no such setting) is drawn as a level line.
-    `ringed`: method -> settings whose points have a ring around them.
+    `ringed`: method -> settings whose points have a ring of the method's colour around them.
     """
     with look():
         lines = max((_wrapped(name).count("\n") + 1 for name in series), default=1)
@@ -55,9 +55,10 @@ def against_x(series: Mapping[str, Mapping[Any, Summary]], x_name: str, y_name: 
                 axes.axhline(level.mean, color=color, linestyle=":")
                 axes.axhspan(level.low, level.high, color=color, alpha=0.08, linewidth=0)
                 ends.append((name, color, (None, level.mean)))
-        for name, xs in ((name, xs) for name, xs in (ringed or {}).items() if name in series):
-            axes.plot([places[x] for x in xs], [series[name][x].mean for x in xs], "o", color=INK, markersize=12,
-                      fillstyle="none", markeredgewidth=1.2, zorder=5)
+        for i, name in enumerate(series):
+            xs = (ringed or {}).get(name, ())
+            axes.plot([places[x] for x in xs], [series[name][x].mean for x in xs], "o", color=COLORS[i % len(COLORS)],
+                      markersize=12, fillstyle="none", markeredgewidth=2, zorder=5)
         axes.set_xlabel(x_name)
         axes.set_ylabel(y_name)
         axes.grid(False, axis="x")
