@@ -43,15 +43,15 @@ SOURCES = {
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """data, weights: names of a target and of a source; seeds (how many), steps, lr, recipe: of the fine-tuning;
-    source_classes: of the published classifier, for LEEP and NCE."""
-    args = parse_arg(arg, data="house_numbers", weights="resnet8", recipe="finetune", steps=60, lr=2e-3, seeds=3,
-                     source_classes=0)
+    """data, weights: names of a target and of a source; seeds (how many); recipe, steps, lr, backbone_lr (factor on
+    it): of the fine-tuning; source_classes: of the published classifier, for LEEP and NCE."""
+    args = parse_arg(arg, data="house_numbers", weights="resnet8", seeds=3, recipe="lp_ft", steps=120, lr=1e-3,
+                     backbone_lr=0.5, source_classes=0)
     if args.weights not in SOURCES:
         raise unknown("source", args.weights, SOURCES, "weights=")
     file, backbone, shown = SOURCES[args.weights]
-    setting = Setting(backbone, dict(source=str(WEIGHTS / file)), steps=args.steps, lr=args.lr, backbone_lr=0.25,
-                      source_classes=args.source_classes)
+    setting = Setting(backbone, dict(source=str(WEIGHTS / file)), steps=args.steps, lr=args.lr,
+                      backbone_lr=args.backbone_lr, source_classes=args.source_classes)
     streams = {name: dict(selection, batch_size=32, **shown) for name, selection in target(args.data).items()}
     return ml_collections.ConfigDict(dict(
         name=f"transferability-{args.data}-{args.weights}", seeds=tuple(range(args.seeds)), streams=streams,

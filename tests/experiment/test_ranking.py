@@ -53,12 +53,12 @@ def test_agreement_of_each_seed_takes_the_scores_and_the_truth_of_that_seed():
 
 
 def test_seeds_differ_in_their_examples_where_a_slice_has_no_seed_of_its_own(digits_file):
-    values = config(digits_file)
+    values = config(digits_file, {"seeds": (0, 1)})
     values["streams"]["evaluation"] = values["streams"].pop("test")
     values["stages"] = {"pretrain": {**values["stages"]["pretrain"], "evaluate": {"evaluation": "digits"}}}
 
     def of_train(**keys):
-        values["streams"]["train"] = {**values["streams"]["train"], "labels_per_class": None, **keys}
+        values["streams"]["train"] = {**values["streams"]["train"], **keys}
         return drawn_by_seed(build(ExperimentSpec, values))
 
     assert not of_train() and of_train(per_class="[:5]") and not of_train(per_class="[:5]", split_seed=0)

@@ -18,6 +18,7 @@ from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import build, plain
 from transfer_jax.evaluation import probes
 from transfer_jax.evaluation.transferability import FEATURE_SCORES, PREDICTION_SCORES, transferability
+from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.features import HEAD, extract, fresh_model
 from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec
@@ -135,8 +136,8 @@ def score(candidate: Candidate, spec: ExperimentSpec, tap: str, cache_folder: Pa
 
 def drawn_by_seed(spec: ExperimentSpec) -> bool:
     """Whether seeds differ in their examples."""
-    return any(stream.split_seed is None and (stream.per_class or stream.labels_per_class or stream.within)
-               for stream in (spec.streams[TRAIN], spec.streams[EVALUATION]))
+    assembly = Assembly(spec)
+    return not all(assembly.stream(name).shared_rows for name in (TRAIN, EVALUATION))
 
 
 def score_seed(name: str, spec: ExperimentSpec, seed: int, taps: tuple[str, ...], cache_folder: Path | None = None,
