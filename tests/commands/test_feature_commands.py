@@ -116,6 +116,8 @@ def get_config(arg):
                      "holdout=50,seeds=2", "--out", tmp_path / "rank.json")
     found = read_json(tmp_path / "rank.json")["sources"]["2-model"]
     first, second = found["scores_by_seed"]
+    low, high = found["intervals"]["linear_probe"]
+    assert low < found["scores"]["linear_probe"] < high
     assert first["logme"] != second["logme"] and found["config"].startswith(f"{config}:data=")
     assert found["scores"]["logme"] == pytest.approx((first["logme"] + second["logme"]) / 2)
     assert f"{found['scores']['logme']:.4f}" in text and found["finetuned_by_seed"] == []

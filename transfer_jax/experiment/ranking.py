@@ -47,7 +47,7 @@ class Candidate:
         classes: number of the source's own classes, where the source does not tell it itself.
         of_seeds: scores by name of the examples of each seed, of the first seed alone where all have the same; a score
             that does not apply is absent.
-        intervals: of the probes' accuracies, of the first seed.
+        intervals: of the probes' accuracies, their ends averaged over the seeds.
         truths: accuracy after fine-tuning, of each seed; empty without fine-tuning.
     """
 
@@ -128,10 +128,11 @@ def score(candidate: Candidate, spec: ExperimentSpec, tap: str, cache_folder: Pa
     head = source_head(spec, source, candidate.classes)
     spec = with_head(spec, head)
     taps = (tap, HEAD + SOURCE) if head else (tap,)
-    for seed in spec.seeds if drawn_by_seed(spec) else spec.seeds[:1]:
-        scores, intervals = score_seed(candidate.name, spec, seed, taps, cache_folder)
-        candidate.of_seeds.append(scores)
-        candidate.intervals = candidate.intervals or intervals
+    found = [score_seed(candidate.name, spec, seed, taps, cache_folder)
+             for seed in (spec.seeds if drawn_by_seed(spec) else spec.seeds[:1])]
+    candidate.of_seeds = [scores for scores, _ in found]
+    ends = {name: np.mean([intervals[name] for _, intervals in found], axis=0) for name in found[0][1]}
+    candidate.intervals = {name: (float(low), float(high)) for name, (low, high) in ends.items()}
 
 
 def drawn_by_seed(spec: ExperimentSpec) -> bool:
