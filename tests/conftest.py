@@ -7,9 +7,13 @@ import jax
 import numpy as np
 import pytest
 from filelock import FileLock
+from jax._src import compiler  # its options for all programs, eager ones too, have no public name
 from sklearn.datasets import load_digits
 
 from transfer_jax.core.compilation import enable_compilation_cache
+
+# XLA:CPU's emitters of fusions take longer to compile than all the rest, whatever the level of optimisation.
+QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,8 +66,15 @@ def compilation():
 
     Tests of layers and of bits that must be equal put a fixture of this name in its place: they run what users run.
     """
+    options_of = compiler.get_compile_options
+
+    def quick(*arguments, env_options_overrides=None, **named):
+        return options_of(*arguments, env_options_overrides=QUICK_TO_COMPILE | (env_options_overrides or {}), **named)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", quick)
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # processes that a test starts
+        patch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)

@@ -1,4 +1,5 @@
-"""Which recipe for these data, and why: `python -m transfer_jax.advise --config configs/X.py[:key=value,...]`.
+"""Which recipe for these data, and why: `python -m transfer_jax.advise --config configs/X.py[:key=value,...]`, or for a
+network of one's own `--run DIR@stage --stream NAME`, which asks that of every seed and writes DIR/advice/NAME.json.
 
 Measures the size of the training stream and, with linear probes at several depths of the pretrained model, how like the
 source it is; names the situation and a recipe, its reasons, and the command to run it. --verify trains the likeliest
@@ -11,21 +12,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transfer_jax import command_line
+from transfer_jax.core.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> int:
     options = command_line.parser(__doc__)
-    options.add_argument("--config", required=True, help="FILE.py, optionally with :key=value,... for its get_config")
+    options.add_argument("--config", help="FILE.py, optionally with :key=value,... for its get_config")
+    options.add_argument("--run", help="in place of --config: DIR[@stage], a run whose network is to be transferred")
+    options.add_argument("--stream", help="with --run: the stream of the run to train on")
     options.add_argument("--source", help="a stream of the config with data of the source, for a distance between them")
     options.add_argument("--small", type=int, default=100, help="examples a class below which data are few")
     options.add_argument("--verify", action="store_true", help="train the likeliest recipes briefly")
     options.add_argument("--share", type=float, default=0.3, help="with --verify: share of the config's length")
     options.add_argument("--workdir", help="with --verify: folder of the runs; the same command goes on there")
     given, overrides = command_line.parse(options, arguments)
-    from transfer_jax.experiment.advice_report import give_advice
+    if (given.config is None) == (given.run is None):
+        raise UserError("give either --config (a pretrained model and its data) or --run (a network of your own)")
+    if (given.run is None) != (given.stream is None):
+        raise UserError("--run and --stream belong together: a network, and the data that it is to learn")
+    if given.run is not None and (given.verify or given.workdir or overrides):
+        raise UserError("--verify, --workdir and --config.KEY=VALUE are for --config; a run is as it was trained")
+    from transfer_jax.experiment import advice_report
 
-    give_advice(given.config, overrides, source=given.source, small=given.small, verified=given.verify,
-                share=given.share, workdir=Path(given.workdir) if given.workdir else None)
+    if given.run is not None:
+        folder, _, stage = given.run.partition("@")
+        advice_report.advise_on_run(Path(folder), stage or None, given.stream, given.source, given.small)
+        return 0
+    advice_report.give_advice(given.config, overrides, source=given.source, small=given.small, verified=given.verify,
+                              share=given.share, workdir=Path(given.workdir) if given.workdir else None)
     return 0
 
 

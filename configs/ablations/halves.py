@@ -40,8 +40,10 @@ def cifar(half: str, split: str = "train", **selection: Any) -> dict:
 
 
 def experiment(args: Mapping[str, Any], name: str, title: str, streams: dict, stages: dict, *, report: dict,
-               tasks: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
-    """Base training on half A, then `stages`; `tasks`: task -> the stream whose classes its head has."""
+               tasks: Mapping[str, str] | None = None, heads: Mapping[str, Any] | None = None,
+               ) -> ml_collections.ConfigDict:
+    """Base training on half A, then `stages`; `tasks`: task -> the stream whose classes its head has; `heads`: those
+    that are not linear on the last features."""
     moved = (dict(kind="flip"), dict(kind="crop", padding=4))
     base = dict(title="half A", init="random", steps=args["base_steps"], lr=3e-3, schedule=dict(kind="cosine"),
                 warmup_steps=20, objective=dict(terms=dict(a=dict(kind="task", task="a", stream="a"))),
@@ -52,7 +54,8 @@ def experiment(args: Mapping[str, Any], name: str, title: str, streams: dict, st
                     new=tuple(f"heads/{name}/.*" for name in names if name != "a"))
     return ml_collections.ConfigDict(dict(
         name=name, seeds=tuple(range(args["seeds"])),
-        model=dict(backbones=dict(backbone=BACKBONE), heads={task: dict(kind="linear") for task in names}),
+        model=dict(backbones=dict(backbone=BACKBONE),
+                   heads={task: dict(kind="linear") for task in names} | dict(heads or {})),
         tasks={task: dict(kind="classification", head=task, class_names_from=stream)
                for task, stream in names.items()},
         streams=dict(a=cifar("a", augment=moved), a_test=cifar("a", "test"), **streams),

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from transfer_jax.core.errors import UserError
+from transfer_jax.experiment.report.agreement import read_rankings, tau_figure, tau_table, truth_table
 from transfer_jax.experiment.report.collect import read_runs
-from transfer_jax.experiment.report.document import result_figures
+from transfer_jax.experiment.report.document import Picture, result_figures
 from transfer_jax.experiment.report.pivot import layout, pivot
+from transfer_jax.experiment.report.regret import chosen_cells, read_advice, regret_table, with_choices
 from transfer_jax.experiment.report.scores import score_tables
-from transfer_jax.experiment.report.tables import to_markdown
+from transfer_jax.experiment.report.tables import Table, to_markdown
 from transfer_jax.experiment.sweeping import finished
 
 CONFIGS = Path(__file__).resolve().parent
 DOCS = CONFIGS.parents[1] / "docs"
-NAMES = ("transferable_features", "learning_curves", "distortion", "situations", "few_parameters", "regularizers")
+NAMES = ("transferable_features", "learning_curves", "distortion", "situations", "few_parameters", "regularizers",
+         "transferability")
 HEAD = """# Results of the ablations
 
 Written by `configs/ablations/write_results.py` from the files of the runs; what each does stands in its config. Means
@@ -31,13 +35,41 @@ and half widths of 95 % intervals over the seeds, after the last step.
 
 def section(name: str, workdir: Path) -> str:
     """One ablation: its docstring, its tables, its figures (written beside the page)."""
+    if name == "transferability":
+        return scores_and_truth(workdir)
     run = read_runs([workdir])
     table = pivot(run, layout(run))
+    advice = read_advice(run[0], table)
+    tables = score_tables(run, table)
+    if advice:
+        tables = [with_choices(each, advice, stream) for each, stream in zip(tables, table.layout.streams, strict=True)]
+        tables.append(regret_table(advice, table.layout.lower))
+    rings = {stream: chosen_cells(advice, stream) for stream in table.layout.streams}
+    return page_section(name, table.layout.title, tables, result_figures(table, rings, "the advisor's choice"))
+
+
+def scores_and_truth(folder: Path) -> str:
+    """The section of the ablation that is made of rankings."""
+    found = read_rankings(folder)
+    caption = ("Weighted Kendall's tau of each score (a line) on each target (a mark: mean over the seeds and its "
+               "standard error); bar: mean over the targets.")
+    picture = Picture("tau", "svg", tau_figure(found), caption)
+    return page_section("transferability", "Transferability scores against fine-tuned truth",
+                        [tau_table(found), truth_table(found)], [picture])
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the folder holds a finished run, or rankings of finished runs."""
+    return finished(folder) or any(folder.glob("*/rank.json"))
+
+
+def page_section(name: str, title: str, tables: Sequence[Table], pictures: Sequence[Picture]) -> str:
+    """The docstring of a config, then tables, then pictures, which are written beside the page."""
     text = ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text())) or ""
     first, _, rest = text.partition("\n\n")
-    parts = [f"## {table.layout.title}", " ".join(first.split()), rest, *map(to_markdown, score_tables(run, table))]
+    parts = [f"## {title}", " ".join(first.split()), rest, *map(to_markdown, tables)]
     (DOCS / "figures").mkdir(exist_ok=True)
-    for picture in result_figures(table):
+    for picture in pictures:
         file = DOCS / "figures" / f"{name}_{picture.name}.{picture.kind}"
         file.write_bytes(picture.content)
         parts.append(f"![{picture.caption}](figures/{file.name})")
@@ -49,7 +81,7 @@ def main(arguments: list[str]) -> int:
     page = DOCS / "results.md"
     old = dict(part.split("\n", 1) for part in page.read_text().split("\n<!-- ")[1:]) if page.is_file() else {}
     folder = Path(arguments[0]) if len(arguments) == 1 else Path()
-    found = [name for name in NAMES if finished(folder / name)]
+    found = [name for name in NAMES if is_done(folder / name)]
     if not found:
         print(f"error: {folder} holds no finished ablation ({', '.join(NAMES)}); run one first", file=sys.stderr)
         return 2

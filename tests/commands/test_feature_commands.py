@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy.stats import weightedtau
 from sklearn.datasets import load_digits
-from tiny_experiment import command, config, read_json, write_config
+from tiny_experiment import ROOT, command, config, read_json, write_config
 
 from transfer_jax.experiment.feature_files import Features
 
@@ -85,6 +85,8 @@ def test_rank_orders_sources_and_compares_with_the_truth(trained, images, tmp_pa
                      "--out", tmp_path / "rank.json")
     found = read_json(tmp_path / "rank.json")
     assert found["order"] == ["2-model", "1-model"] and "weighted tau" in text and "mean rank" in text
+    above = text.split("sources for")[0]  # a line a source, and no reports of loading
+    assert all(f"{name}: trained, accuracy" in above for name in found["order"]) and "taken over" not in above
     good, poor = (found["sources"][name] for name in found["order"])
     assert good["scores"].keys() == poor["scores"].keys() and {"leep", "logme", "linear_probe", "knn_probe"} <= set(
         good["scores"])
@@ -96,6 +98,29 @@ def test_rank_orders_sources_and_compares_with_the_truth(trained, images, tmp_pa
         pairs = [(source["scores"][name], source["finetuned"]) for source in found["sources"].values()]
         expected = weightedtau(*zip(*pairs, strict=True)).statistic
         assert tau == pytest.approx(expected) if np.isfinite(expected) else tau is None
+
+
+def test_rank_takes_another_config_and_scores_the_examples_of_each_seed(trained, images, tmp_path):
+    config = tmp_path / "own.py"
+    config.write_text(f"""
+from transfer_jax.core.config import load_config
+
+def get_config(arg):
+    found = load_config(f"{ROOT}/configs/finetune.py:{{arg}}")
+    for stream in found.streams.values():
+        stream.split_seed = None  # drawn from the seeds
+    return found
+""")
+    sources = [trained / "poor" / "model", trained / "good" / "model"]
+    text = succeeded("rank", "--config", config, "--weights", *sources, "--data", images, "--args",
+                     "holdout=50,seeds=2", "--out", tmp_path / "rank.json")
+    found = read_json(tmp_path / "rank.json")["sources"]["2-model"]
+    first, second = found["scores_by_seed"]
+    low, high = found["intervals"]["linear_probe"]
+    assert low < found["scores"]["linear_probe"] < high
+    assert first["logme"] != second["logme"] and found["config"].startswith(f"{config}:data=")
+    assert found["scores"]["logme"] == pytest.approx((first["logme"] + second["logme"]) / 2)
+    assert f"{found['scores']['logme']:.4f}" in text and found["finetuned_by_seed"] == []
 
 
 @pytest.mark.parametrize(("name", "flags", "message"), [
@@ -121,6 +146,7 @@ def test_rank_orders_sources_and_compares_with_the_truth(trained, images, tmp_pa
     ("rank", ("--weights", "A", "B", "--data", "D", "--finetune"), "--finetune and --workdir belong together"),
     ("rank", ("--weights", "A", "B,source_classes=x", "--data", "D"), "is no number of classes"),
     ("rank", ("--weights", "A", "B", "--data", "D", "--config.lr=1"), "with --args"),
+    ("rank", ("--weights", "A", "B", "--data", "D", "--config", "NOWHERE"), "NOWHERE' does not exist"),
     ("rank", ("--weights", "NOWHERE", "RUN/model", "--data", "NOWHERE"), "NOWHERE"),
     ("rank", ("--weights", "RUN/model", "RUN/model,backbon=x", "--data", "IMAGES"), "did you mean 'backbone'?"),
 ])

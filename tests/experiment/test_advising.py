@@ -20,6 +20,7 @@ from transfer_jax.experiment.advising import (
     takes_recipe,
     with_recipe,
 )
+from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec
 
 
@@ -60,6 +61,19 @@ def test_the_proxy_distance_is_0_for_equal_and_2_for_separable_sets():
     assert proxy_distance(x, same) < 0.3
     assert proxy_distance(x, far) == pytest.approx(2.0)
     assert proxy_distance(x, same) == proxy_distance(x, same)
+
+
+@pytest.fixture(scope="module")
+def run(digits_file, tmp_path_factory):
+    """A run of two seeds that has seen four examples a class, once."""
+    values = config(digits_file, {"model.backbones.backbone.norm": "batch", "seeds": (0, 1), "checkpoint_every": 0})
+    few = {"kind": "task", "task": "digits", "stream": "few"}
+    first = values["stages"]["pretrain"]
+    values["streams"]["few"] = {**values["streams"]["train"], "labels_per_class": 4}
+    values["stages"] = {"pretrain": {**first, "steps": 1, "objective": {"terms": {"digits": few}}}}
+    folder = tmp_path_factory.mktemp("run")
+    Runner(build(ExperimentSpec, values), folder, quiet=True).run()
+    return folder
 
 
 @pytest.fixture
@@ -115,6 +129,36 @@ def test_the_command_advises_and_verifies(tiny, tmp_path):
     assert found["distance"] < 0.2  # the same data
     best = max(np.mean(values) for values in advice["verified"].values())
     assert np.mean(advice["verified"][advice["recipe"]]) == best
+
+
+def test_a_network_of_ones_own_gets_advice_for_each_seed_beside_the_files_of_its_run(run):
+    before = sorted(path.name for path in run.iterdir())
+    done = command("advise", "--run", f"{run}@pretrain", "--stream", "few", "--small", "3")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in run.iterdir()) == sorted({"advice", *before})
+    told = read_json(run / "advice" / "few.json")
+    assert (told["stage"], told["stream"], told["small"]) == ("pretrain", "few", 3)
+    assert list(told["advice"]) == ["0", "1"]
+    first, second = told["advice"].values()
+    assert first["evidence"]["examples"] == 40 and first["situation"].startswith("large")
+    assert first["evidence"]["by_tap"] != second["evidence"]["by_tap"]  # another network, other examples
+    assert f"seed 1: {second['situation'].replace('_', ', ')}, {second['recipe']}" in done.stdout
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (("--run", "RUN"), "--run and --stream belong together"), (("--stream", "few"), "give either --config"),
+    (("--run", "RUN", "--stream", "fewer"), "did you mean 'few'?"),
+    (("--run", "RUN", "--stream", "test"), "unknown stream 'test' in the stages that learn"),
+    (("--run", "RUN@pretrian", "--stream", "few"), "did you mean 'pretrain'?"),
+    (("--run", "RUN", "--stream", "few", "--verify"), "a run is as it was trained"),
+    (("--run", "RUN", "--stream", "few", "--small", "0"), "--small 0"),
+    (("--run", "RUN", "--stream", "few", "--source", "fw"), "unknown stream 'fw'"),
+    (("--run", "NOWHERE", "--stream", "few"), "holds no run")])
+def test_what_does_not_fit_a_run_is_one_sentence(flags, words, run):
+    before = sorted(run.rglob("*"))
+    done = command("advise", *(flag.replace("RUN", str(run)) for flag in flags))
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert sorted(run.rglob("*")) == before
 
 
 @pytest.mark.parametrize(("flags", "words"), [

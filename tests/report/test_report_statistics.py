@@ -60,3 +60,9 @@ def test_digits_follow_the_size_of_the_numbers():
 def test_direction_of_metrics():
     assert statistics.lower_is_better("calibration_error") and statistics.lower_is_better("loss")
     assert not statistics.lower_is_better("accuracy") and not statistics.lower_is_better("mean_iou")
+
+
+def test_the_standard_error_is_that_of_the_mean():
+    values = [0.2, 0.5, 0.9]
+    assert statistics.summarize(values).error == pytest.approx(np.std(values, ddof=1) / np.sqrt(3))
+    assert statistics.summarize(values[:1]).error is None

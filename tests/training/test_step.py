@@ -9,6 +9,7 @@ from tiny_experiment import same_leaves, single, start, trained
 
 from transfer_jax.core.paths import unflatten
 from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.training import step
 from transfer_jax.training.step import compile_chunk
 
 STEPS = 20
@@ -62,6 +63,14 @@ def test_twenty_steps_equal_a_step_written_by_hand(digits_file, name):
         np.testing.assert_allclose(leaf[0], node, atol=1e-5, err_msg=path)
 
 
+@pytest.mark.parametrize("storage", ["device", "host"])
+def test_one_trace_serves_the_names_of_metrics_and_the_step(digits_file, monkeypatch, storage):
+    traced, moved = [], step._moved
+    monkeypatch.setattr(step, "_moved", lambda *arguments: traced.append(0) or moved(*arguments))
+    trained(single(digits_file, {"steps": 2}, {"streams.train.storage": storage}))
+    assert len(traced) == 1
+
+
 def test_clipping_is_that_of_optax_over_the_leaves_that_move(digits_file):
     spec = single(digits_file, {"lr": 0.5, "optimizer": {"kind": "sgd", "momentum": 0.0}, "clip_norm": 0.1})
     losses, _ = by_hand(spec, optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.5)))
@@ -110,9 +119,9 @@ def test_the_average_follows_its_formula(digits_file, warmup):
     ready, state, constants, feeds, seeds, names = start(spec)
     chunk = compile_chunk(ready.program, 1, frozenset({"all"}))
     expected = {path: np.asarray(leaf) for path, leaf in state.trainable.items()}
-    for step in range(6):
-        state = chunk(state, constants, feeds, seeds, jnp.int32(step), jnp.int32(1))
-        rate = min(decay, (1 + step) / (10 + step)) if warmup else decay
+    for number in range(6):
+        state = chunk(state, constants, feeds, seeds, jnp.int32(number), jnp.int32(1))
+        rate = min(decay, (1 + number) / (10 + number)) if warmup else decay
         expected = {path: rate * old + (1 - rate) * np.asarray(state.trainable[path]) for path, old in expected.items()}
     for path, leaf in expected.items():
         np.testing.assert_allclose(state.ema[f"params/{path}"], leaf, atol=1e-6, err_msg=path)

@@ -11,13 +11,25 @@ import numpy as np
 from transfer_jax.core.config import load_config
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.spec import build
-from transfer_jax.experiment.advising import Advice, advise, measure, recipe_reference, takes_recipe, verify
+from transfer_jax.experiment.advising import (
+    SMALL,
+    Advice,
+    advise,
+    measure,
+    measure_model,
+    recipe_reference,
+    takes_recipe,
+    trained_on,
+    verify,
+)
+from transfer_jax.experiment.features import trained_model
 from transfer_jax.experiment.spec import ExperimentSpec
+from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.training.checkpoint import write_json
 from transfer_jax.training.progress import output_console, print_table
 
 
-def give_advice(config: str, overrides: Sequence[str] = (), *, source: str | None = None, small: int = 100,
+def give_advice(config: str, overrides: Sequence[str] = (), *, source: str | None = None, small: int = SMALL,
                 verified: bool = False, share: float = 0.3, workdir: Path | None = None) -> Advice:
     """Measures, advises, prints and, with a workdir, writes `advice.json`; see the command `advise`."""
     if verified and workdir is None:
@@ -25,20 +37,49 @@ def give_advice(config: str, overrides: Sequence[str] = (), *, source: str | Non
     if not 0 < share <= 1 or small < 1:
         raise UserError(f"--share {share} and --small {small} do not fit; use a share up to 1 and a number above 0")
     spec = build(ExperimentSpec, load_config(config, overrides))
-    if source is not None and source not in spec.streams:
-        raise unknown("stream", source, spec.streams, "--source")
+    _check_source(spec, source)
     found = advise(measure(spec, source), small)
     if verified:
         found = verify(found, config, overrides, workdir / "verify", share)
-    show(found, config)
+    show(found, command(found, config))
     if workdir is not None:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / "advice.json", {**dataclasses.asdict(found), "config": config, "overrides": [*overrides]})
     return found
 
 
-def show(advice: Advice, config: str) -> None:
-    """Prints the evidence, the reasons and the command."""
+def advise_on_run(folder: Path, stage: str | None, stream: str, source: str | None = None,
+                  small: int = SMALL) -> dict[int, Advice]:
+    """Advice for the network that a stage of a run left, of every seed, on the training examples of a stream; prints
+    it and writes it to `FOLDER/advice/<stream>.json`. Nothing that was trained on the stream has a say."""
+    if small < 1:
+        raise UserError(f"--small {small} does not fit; use a number above 0")
+    spec = Workdir(folder).spec()
+    _check_source(spec, source)
+    trained_on(spec, stream)  # a misspelt stream shows before the models are read
+    found = {}
+    for seed in spec.seeds:
+        evidence = measure_model(*trained_model(folder, stage, seed), stream=stream, source=source, quiet=True)
+        found[seed] = advise(evidence, small)
+    first, *others = found
+    show(found[first])
+    for seed in others:
+        print(f"seed {seed}: {found[seed].situation.replace('_', ', ')}, {found[seed].recipe}")
+    path = folder / "advice" / f"{stream}.json"
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, {"stage": stage, "stream": stream, "small": small,
+                      "advice": {str(seed): dataclasses.asdict(advice) for seed, advice in found.items()}})
+    print(f"written: {path}")
+    return found
+
+
+def _check_source(spec: ExperimentSpec, source: str | None) -> None:
+    if source is not None and source not in spec.streams:
+        raise unknown("stream", source, spec.streams, "--source")
+
+
+def show(advice: Advice, how: str = "") -> None:
+    """Prints the evidence, the reasons and, where there is one, the command."""
     console = output_console()
     rows = [(tap, f"{row.accuracy:.3f}", f"{row.low:.3f} to {row.high:.3f}")
             for tap, row in advice.evidence.by_tap.items()]
@@ -53,7 +94,8 @@ def show(advice: Advice, config: str) -> None:
     for reason in advice.reasons:
         print(f"  - {reason}")
     print(f"recipe: {advice.recipe}")
-    print(f"  {command(advice, config)}")
+    if how:
+        print(f"  {how}")
 
 
 def command(advice: Advice, config: str) -> str:

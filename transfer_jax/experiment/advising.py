@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from transfer_jax.core.config import load_config
-from transfer_jax.core.errors import UserError
+from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.spec import build, plain
 from transfer_jax.evaluation import probes
 from transfer_jax.evaluation.transferability import FEATURE_SCORES, transferability
+from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.features import extract, fresh_model
 from transfer_jax.experiment.ranking import finetuned
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
@@ -66,10 +67,17 @@ def measure(spec: ExperimentSpec, source: str | None = None, cache_folder: Path 
         source: a stream of the experiment with data of the source; None: no distance.
         cache_folder: see `extract`.
     """
-    stream, task = trained_on(spec)
-    assembly, variables = fresh_model(spec)
+    trained_on(spec)  # what is wrong with the config shows before its weights are read
+    return measure_model(*fresh_model(spec), source=source, cache_folder=cache_folder)
+
+
+def measure_model(assembly: Assembly, variables: Mapping[str, Any], stream: str | None = None,
+                  source: str | None = None, cache_folder: Path | None = None, quiet: bool = False) -> Evidence:
+    """The same of a model with these variables; `stream`: to advise on (default: the first that is learnt from)."""
+    spec = assembly.spec
+    stream, task = trained_on(spec, stream)
     taps = depths(spec)
-    features = extract(assembly, variables, stream, taps, cache_folder=cache_folder)
+    features = extract(assembly, variables, stream, taps, cache_folder=cache_folder, quiet=quiet)
     classes = len(features.class_names)
     if classes < 2 or spec.tasks[task].kind != "classification":
         raise UserError(f"advice is for classification; the task {task!r} on the stream {stream!r} is "
@@ -80,7 +88,7 @@ def measure(spec: ExperimentSpec, source: str | None = None, cache_folder: Path 
     scores = transferability(np.asarray(features.tap(taps[-1]), np.float64), features.y, names=FEATURE_SCORES)
     distance = None
     if source is not None:
-        other = extract(assembly, variables, source, taps[-1:], cache_folder=cache_folder)
+        other = extract(assembly, variables, source, taps[-1:], cache_folder=cache_folder, quiet=quiet)
         distance = proxy_distance(features.tap(taps[-1]), other.tap(taps[-1]))
     return Evidence(len(features), classes, by_tap, halved, distance, scores)
 
@@ -213,20 +221,21 @@ def shortened(values: dict[str, Any], share: float) -> ExperimentSpec:
     return build(ExperimentSpec, values)
 
 
-def trained_on(spec: ExperimentSpec) -> tuple[str, str]:
-    """(stream, task) of the first supervised term."""
+def trained_on(spec: ExperimentSpec, stream: str | None = None) -> tuple[str, str]:
+    """(stream, task) of the first supervised term, or of the first on this stream."""
     if MAIN not in spec.model.backbones:
         raise UserError(f"advice needs an experiment whose backbone is called {MAIN!r}")
-    for stage in spec.stages.values():
-        found = _supervised(stage)
-        if found:
-            return found
-    raise UserError("no stage of the config learns from labels, so there is nothing to advise on")
+    found = [pair for stage in spec.stages.values() for pair in _supervised(stage)]
+    if not found:
+        raise UserError("no stage of the config learns from labels, so there is nothing to advise on")
+    if stream is not None and stream not in dict(found):
+        raise unknown("stream", stream, dict(found), "the stages that learn from labels")
+    return next(pair for pair in found if stream in (None, pair[0]))
 
 
-def _supervised(stage: StageSpec) -> tuple[str, str] | None:
-    return next(((term.stream, term.task) for update in stage.objective.ordered for term in update.terms.values()
-                 if term.kind == "task" and term.stream), None)
+def _supervised(stage: StageSpec) -> list[tuple[str, str]]:
+    return [(term.stream, term.task) for update in stage.objective.ordered for term in update.terms.values()
+            if term.kind == "task" and term.stream]
 
 
 def depths(spec: ExperimentSpec) -> tuple[str, ...]:

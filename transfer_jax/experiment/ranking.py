@@ -3,6 +3,7 @@ well each of them foretold the fine-tuned result where that is asked for."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import build, plain
 from transfer_jax.evaluation import probes
 from transfer_jax.evaluation.transferability import FEATURE_SCORES, PREDICTION_SCORES, transferability
+from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.features import HEAD, extract, fresh_model
 from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec
@@ -30,6 +32,7 @@ from transfer_jax.training.progress import output_console, print_table
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "finetune.py"
 SOURCE = "source"  # the head that keeps the source's own classes
 CLASSES = "source_classes="
+TRAIN, EVALUATION = "train", "evaluation"  # the streams of the config
 PROBED = ("logistic", "knn")
 SCORES = (*PREDICTION_SCORES, *FEATURE_SCORES)
 
@@ -42,17 +45,33 @@ class Candidate:
         name: short and unique.
         reference: the config with its arguments.
         classes: number of the source's own classes, where the source does not tell it itself.
-        scores: by name; a score that does not apply is absent.
-        intervals: of the probes' accuracies.
-        truth: accuracy after fine-tuning, mean over seeds.
+        of_seeds: scores by name of the examples of each seed, of the first seed alone where all have the same; a score
+            that does not apply is absent.
+        intervals: of the probes' accuracies, their ends averaged over the seeds.
+        truths: accuracy after fine-tuning, of each seed; empty without fine-tuning.
     """
 
     name: str
     reference: str
     classes: int | None = None
-    scores: dict[str, float] = field(default_factory=dict)
+    of_seeds: list[dict[str, float]] = field(default_factory=list)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    truth: float | None = None
+    truths: tuple[float, ...] = ()
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Means over the seeds."""
+        return {name: float(np.mean([scores[name] for scores in self.of_seeds])) for name in (self.of_seeds or [{}])[0]}
+
+    @property
+    def truth(self) -> float | None:
+        """Mean over the seeds."""
+        return float(np.mean(self.truths)) if self.truths else None
+
+    def seed(self, place: int) -> Candidate:
+        """The candidate as the seed of this place sees it."""
+        scores = self.of_seeds[place if len(self.of_seeds) > 1 else 0]
+        return dataclasses.replace(self, of_seeds=[scores], truths=self.truths[place:place + 1])
 
 
 def rank(weights: Sequence[str], data: str, common: str = "", tap: str = "pooled", workdir: Path | None = None,
@@ -76,7 +95,7 @@ def rank(weights: Sequence[str], data: str, common: str = "", tap: str = "pooled
         plain_start = build(ExperimentSpec, load_config(f"{candidate.reference},recipe=linear_probe"))
         score(candidate, plain_start, tap, cache_folder)
     for candidate, spec in zip(found, specs, strict=True) if workdir is not None else ():
-        candidate.truth = float(np.mean(finetuned(spec, workdir / candidate.name)))
+        candidate.truths = finetuned(spec, workdir / candidate.name)
     return sorted(found, key=lambda candidate: mean_ranks(found)[candidate.name])
 
 
@@ -101,26 +120,44 @@ def short_names(weights: Sequence[str]) -> list[str]:
 
 
 def score(candidate: Candidate, spec: ExperimentSpec, tap: str, cache_folder: Path | None = None) -> None:
-    """Fills in the scores: transferability of the training examples, and probes answered on the evaluation."""
+    """Fills in the scores: transferability of the training examples, and probes answered on the evaluation; of every
+    seed, where seeds draw examples of their own."""
     source = spec.pretrained[MAIN].source if MAIN in spec.pretrained else ""
     if not source:
         raise UserError(f"the source {candidate.name!r} has no pretrained parameters; name weights")
     head = source_head(spec, source, candidate.classes)
-    assembly, variables = fresh_model(with_head(spec, head))
+    spec = with_head(spec, head)
     taps = (tap, HEAD + SOURCE) if head else (tap,)
-    train, test = (extract(assembly, variables, stream, taps, cache_folder=cache_folder)
-                   for stream in ("train", "evaluation"))
-    features = np.asarray(train.tap(tap), np.float64)
-    probabilities = softmax(np.asarray(train.tap(HEAD + SOURCE), np.float64), axis=1) if head else None
+    found = [score_seed(candidate.name, spec, seed, taps, cache_folder)
+             for seed in (spec.seeds if drawn_by_seed(spec) else spec.seeds[:1])]
+    candidate.of_seeds = [scores for scores, _ in found]
+    ends = {name: np.mean([intervals[name] for _, intervals in found], axis=0) for name in found[0][1]}
+    candidate.intervals = {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+
+
+def drawn_by_seed(spec: ExperimentSpec) -> bool:
+    """Whether seeds differ in their examples."""
+    assembly = Assembly(spec)
+    return not all(assembly.stream(name).shared_rows for name in (TRAIN, EVALUATION))
+
+
+def score_seed(name: str, spec: ExperimentSpec, seed: int, taps: tuple[str, ...], cache_folder: Path | None = None,
+               ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Scores, and intervals of the probes, of one seed; `taps`: features and, where there is one, the source's head."""
+    assembly, variables = fresh_model(spec, seed)
+    train, test = (extract(assembly, variables, stream, taps, cache_folder=cache_folder, quiet=True)
+                   for stream in (TRAIN, EVALUATION))
+    features = np.asarray(train.tap(taps[0]), np.float64)
+    probabilities = softmax(np.asarray(train.tap(taps[1]), np.float64), axis=1) if taps[1:] else None
     try:
-        candidate.scores = transferability(features, train.y, probabilities)
+        scores = transferability(features, train.y, probabilities)
     except ValueError as error:
-        raise UserError(f"{candidate.name} on these data: {error}") from error
-    rows = probes.table((train.tap(tap), train.y), (test.tap(tap), test.y), methods=PROBED,
+        raise UserError(f"{name} on these data: {error}") from error
+    rows = probes.table((train.tap(taps[0]), train.y), (test.tap(taps[0]), test.y), methods=PROBED,
                         classes=len(train.class_names))
-    for row in rows:
-        name = "linear_probe" if row.method == "logistic" else "knn_probe"
-        candidate.scores[name], candidate.intervals[name] = row.accuracy, (row.low, row.high)
+    found = {"linear_probe" if row.method == "logistic" else "knn_probe": row for row in rows}
+    return (scores | {key: row.accuracy for key, row in found.items()},
+            {key: (row.low, row.high) for key, row in found.items()})
 
 
 def source_head(spec: ExperimentSpec, source: str, classes: int | None) -> dict[str, Any] | None:
@@ -146,11 +183,13 @@ def with_head(spec: ExperimentSpec, head: Mapping[str, Any] | None) -> Experimen
 
 def finetuned(spec: ExperimentSpec, folder: Path) -> tuple[float, ...]:
     """Accuracy of each seed at the end of the last stage; a finished run is read, a stopped one goes on."""
-    runner = Runner(spec, folder)
+    runner = Runner(spec, folder, quiet=True)  # its reports of loading stand in the run's pretrained.json
     runner.run()
     last = list(spec.stages)[-1]
     row = next(row for row in runner.workdir.record(last)["results"] if row["selection"] == "last")
-    return tuple(float("nan") if value is None else value for value in row["metrics"]["accuracy"])
+    found = tuple(float("nan") if value is None else value for value in row["metrics"]["accuracy"])
+    print(f"{folder.name}: trained, accuracy {np.mean(found):.4f}", flush=True)
+    return found
 
 
 def mean_ranks(candidates: Sequence[Candidate]) -> dict[str, float]:
@@ -168,6 +207,12 @@ def _significant(value: float) -> float:
 def score_names(candidates: Sequence[Candidate]) -> list[str]:
     """Names of the scores that any candidate has, probes last."""
     return [name for name in (*SCORES, "linear_probe", "knn_probe") if any(name in c.scores for c in candidates)]
+
+
+def agreement_by_seed(candidates: Sequence[Candidate], name: str) -> list[float | None]:
+    """The same of each seed alone."""
+    count = min((len(c.truths) for c in candidates), default=0)
+    return [agreement([c.seed(place) for c in candidates], name) for place in range(count)]
 
 
 def agreement(candidates: Sequence[Candidate], name: str) -> float | None:
@@ -196,10 +241,18 @@ def show(candidates: Sequence[Candidate], title: str, out: Path | None) -> None:
     print_table(columns, rows, output_console(), title)
     print("larger is better; no score alone is reliable, look at all of them")
     if out is not None:
-        write_json(out, {"order": [c.name for c in candidates], "mean_rank": ranks, "sources": {
-            c.name: {"config": c.reference, "scores": c.scores, "intervals": c.intervals, "finetuned": c.truth}
-            for c in candidates}, "weighted_tau": {name: agreement(candidates, name) for name in
-                                                   score_names(candidates)} if finetuned else None})
+        write_json(out, record(candidates))
+
+
+def record(candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """All numbers, for a JSON file."""
+    ranks, names = mean_ranks(candidates), score_names(candidates)
+    tau, by_seed = ({name: function(candidates, name) for name in names} for function in (agreement, agreement_by_seed))
+    finetuned = all(c.truth is not None for c in candidates)
+    sources = {c.name: {"config": c.reference, "scores": c.scores, "intervals": c.intervals, "finetuned": c.truth,
+                        "scores_by_seed": c.of_seeds, "finetuned_by_seed": list(c.truths)} for c in candidates}
+    return {"order": [c.name for c in candidates], "mean_rank": ranks, "sources": sources,
+            "weighted_tau": tau if finetuned else None, "weighted_tau_by_seed": by_seed if finetuned else None}
 
 
 def _cell(candidate: Candidate, name: str) -> str:

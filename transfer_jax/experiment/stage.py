@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.paths import flatten
@@ -138,15 +140,15 @@ def names_of_metrics(ready: ReadyStage, variables: tuple[Flat, Any], statistics:
         return ["loss"]
     state, constants = jax.eval_shape(lambda params, stats, known: ready.start(params, stats, 1, members, known),
                                       *variables, statistics)
-    axes = feed_axes(program)
+    axes, placed = feed_axes(program), NamedSharding(program.mesh, P())  # as in training: the step is traced only once
     shapes = {name: feeds[name] if name in feeds else next(program.streams[name].host_batches(0)) for name in axes}
-    one = {name: jax.tree.map(lambda axis, part: part if axis is None else _without_member(part), axes[name],
+    one = {name: jax.tree.map(lambda axis, part: part if axis is None else _without_member(part, placed), axes[name],
                               shapes[name], is_leaf=lambda axis: axis is None) for name in axes}
-    return metric_names(program, *_without_member((state, constants)), one, _without_member(seeds))
+    return metric_names(program, *_without_member((state, constants), placed), one, _without_member(seeds))
 
 
-def _without_member(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+def _without_member(tree: Any, sharding: NamedSharding | None = None) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding), tree)
 
 
 def _averaging(spec: StageSpec, parts: Partition, defaults: GroupDefaults) -> dict[str, Any]:

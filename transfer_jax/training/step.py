@@ -98,8 +98,13 @@ def metric_names(program: Program, state: State, constants: Constants, feeds: An
     """Names of the metrics of a step, in the order of `State.sums`; arguments are those of one seed."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
     moved = program.moved(program.partition.active(program.total_steps))
-    _, metrics = jax.eval_shape(moved, state, constants, feeds, seeds, step)
+    _, metrics = jax.eval_shape(moved, _uncounted(state), constants, feeds, seeds, step)
     return sorted(metrics)
+
+
+def _uncounted(state: State) -> State:
+    """The state without what depends on the number of metrics, so that one trace serves their names and the step."""
+    return state._replace(sums=(), bad=())
 
 
 def train_step(program: Program, active: frozenset[str], state: State, constants: Constants, feeds: Any,
@@ -113,7 +118,7 @@ def train_step(program: Program, active: frozenset[str], state: State, constants
       seeds: {'data': uint32 for the order of examples and augmentation, 'step': uint32 for dropout and the like}.
       step: int32 scalar, counted from the stage's start.
     """
-    new, metrics = program.moved(active)(state, constants, feeds, seeds, step)
+    new, metrics = program.moved(active)(_uncounted(state), constants, feeds, seeds, step)
     values = jnp.stack([jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)])
     finite = jnp.isfinite(values)
     fresh = (state.bad[0] < 0) & ~finite.all()

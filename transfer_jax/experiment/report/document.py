@@ -130,8 +130,12 @@ def _details(runs: Sequence[Run], table: Pivot) -> list[tuple[Run, Result]]:
     return [(run, result) for run, result in found if result is not None][:MOST_DETAILS]
 
 
-def result_figures(table: Pivot) -> list[Block]:
-    """The metric against x, or bars if there is no x: one picture per stream, of the first selection rule."""
+def result_figures(table: Pivot, ringed: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
+                   meaning: str = "") -> list[Block]:
+    """The metric against x, or bars if there is no x: one picture per stream, of the first selection rule.
+
+    `ringed`: stream -> row -> settings of points to draw a ring around; `meaning`: what the ring says.
+    """
     from transfer_jax.experiment.report import figures  # matplotlib: only when something is drawn
 
     asked, blocks = table.layout, []
@@ -147,8 +151,10 @@ def result_figures(table: Pivot) -> list[Block]:
         if len(series) > len(shown):
             caption += f"; the first {len(shown)} of {len(series)} methods"
         if lines:
-            image = figures.against_x(shown, asked.x, axis)
+            rings = (ringed or {}).get(stream, {})
+            image = figures.against_x(shown, asked.x, axis, rings)
             caption += f" against {asked.x}: mean and {figures.INTERVAL}; dotted: a method without {asked.x}"
+            caption += f"; ring: {meaning}" if rings else ""
         elif shown:
             rows = [(table.label(row), shown[table.label(row)][None],
                      row.cells[(stream, None, table.selections[0])].values)

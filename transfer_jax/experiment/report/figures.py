@@ -31,10 +31,12 @@ from transfer_jax.experiment.report.style import (
 INTERVAL = "95 % interval over seeds"
 
 
-def against_x(series: Mapping[str, Mapping[Any, Summary]], x_name: str, y_name: str) -> bytes:
+def against_x(series: Mapping[str, Mapping[Any, Summary]], x_name: str, y_name: str,
+              ringed: Mapping[str, Sequence[Any]] | None = None) -> bytes:
     """One line a method through its means at every x, with the band of its 95 % interval.
 
     `series` maps a method to {x: Summary}; the x None (a method that knows no such setting) is drawn as a level line.
+    `ringed`: method -> settings whose points have a ring of the method's colour around them.
     """
     with look():
         lines = max((_wrapped(name).count("\n") + 1 for name in series), default=1)
@@ -53,6 +55,10 @@ def against_x(series: Mapping[str, Mapping[Any, Summary]], x_name: str, y_name: 
                 axes.axhline(level.mean, color=color, linestyle=":")
                 axes.axhspan(level.low, level.high, color=color, alpha=0.08, linewidth=0)
                 ends.append((name, color, (None, level.mean)))
+        for i, name in enumerate(series):
+            xs = (ringed or {}).get(name, ())
+            axes.plot([places[x] for x in xs], [series[name][x].mean for x in xs], "o", color=COLORS[i % len(COLORS)],
+                      markersize=12, fillstyle="none", markeredgewidth=2, zorder=5)
         axes.set_xlabel(x_name)
         axes.set_ylabel(y_name)
         axes.grid(False, axis="x")
@@ -121,6 +127,32 @@ def bars(rows: Sequence[tuple[str, Summary, Sequence[float]]], x_name: str) -> b
         axes.set_xlabel(x_name)
         right = max((max(s.high, *seeds) for _, _, s, seeds in finite), default=1)
         axes.set_xlim(min(0, *(s.low for _, _, s, _ in finite)) if finite else 0, right * 1.28 or 1)
+        return svg(figure)
+
+
+def strips(rows: Mapping[str, Mapping[str, Summary]], x_name: str) -> bytes:
+    """A strip a row with a mark for each member of it and a bar at their mean; `rows` maps a name to {member: Summary}.
+
+    Marks are means over seeds, shifted a little so that none hides another; their lines are standard errors of these
+    means, as intervals of so few seeds would cover the picture."""
+    members = list(dict.fromkeys(member for found in rows.values() for member in found))
+    with look():
+        figure = new_figure(height=0.36 * len(rows) + 1.3)
+        axes = figure.add_subplot()
+        for i, member in enumerate(members):
+            shift = 0.6 * (i / max(len(members) - 1, 1) - 0.5)
+            found = [(place + shift, row[member]) for place, row in enumerate(rows.values()) if member in row]
+            axes.errorbar([summary.mean for _, summary in found], [y for y, _ in found],
+                          xerr=[summary.error or 0 for _, summary in found], fmt=MARKERS[i % len(MARKERS)],
+                          color=COLORS[i % len(COLORS)], elinewidth=0.9, label=member)
+        means = [np.mean([summary.mean for summary in row.values()]) for row in rows.values()]
+        axes.plot(means, range(len(rows)), "|", color=INK, markersize=19, markeredgewidth=2)
+        axes.axvline(0, color=MUTED, linewidth=0.8)
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        axes.set_xlabel(x_name)
+        figure.legend(loc="outside upper center", ncols=3)
         return svg(figure)
 
 

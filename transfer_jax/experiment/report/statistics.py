@@ -29,6 +29,11 @@ class Summary:
     diverged: int = 0
 
     @property
+    def error(self) -> float | None:
+        """Standard error of the mean; None for a single seed."""
+        return None if self.half is None else self.half / float(stdtrit(self.count - 1, 0.5 + CONFIDENCE / 2))
+
+    @property
     def low(self) -> float:
         return self.mean - (self.half or 0.0)
 

@@ -1,0 +1,119 @@
+"""Transferability scores against fine-tuned truth: six published networks on six kinds of target images.
+
+    for target in house_numbers drawn_digits xrays sketches photographs jpegs; do
+        python -m transfer_jax.rank --config configs/ablations/transferability.py --data $target --weights \\
+            resnet20,source_classes=10 resnet32,source_classes=10 resnet8,source_classes=10 \\
+            mobilenet,source_classes=1000 tiny_darknet,source_classes=1000 doodlenet,source_classes=345 \\
+            --finetune --workdir runs/transferability/$target --out runs/transferability/$target/rank.json
+    done
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+from halves import CLASSES, DATA
+from PIL import Image
+from situations import SVHN
+
+from transfer_jax.core.config import parse_arg
+from transfer_jax.core.errors import unknown
+from transfer_jax.data.sources.locations import cache_dir
+from transfer_jax.recipes import Setting, expand
+
+WEIGHTS = DATA.parent / "weights"
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), channels=3)
+UNIT = dict(mean=0.0, std=1.0)
+# name -> (file, backbone, how it was shown images). Networks for 224 pixels are shown 96, which costs a fifth.
+SOURCES = {
+    "resnet20": ("cifar10_resnet_akamaster/resnet20-12fca82f.th", dict(kind="cifar_resnet20", form="pytorch"),
+                 dict(image_size=(32, 32), **IMAGENET)),
+    "resnet32": ("cifar10_resnet_akamaster/resnet32-d509ac18.th", dict(kind="cifar_resnet32", form="pytorch"),
+                 dict(image_size=(32, 32), **IMAGENET)),
+    "resnet8": ("mlperf_tiny/pretrainedResnet.h5", dict(kind="mlperf_resnet8"),
+                dict(image_size=(32, 32), channels=3, mean=0.0, std=1 / 255)),
+    "mobilenet": ("mobilenetv1_025_imagenet/mobilenetV1X0.25_pretrain.tar", dict(kind="mobilenet_v1_retinaface"),
+                  dict(image_size=(96, 96), **IMAGENET)),
+    "tiny_darknet": ("tinydarknet_imagenet", dict(kind="tiny_darknet"), dict(image_size=(96, 96), channels=3, **UNIT)),
+    "doodlenet": ("doodlenet", dict(kind="doodlenet"), dict(image_size=(28, 28), channels=1, **UNIT))}
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """data, weights: names of a target and of a source; seeds (how many); recipe, steps, lr, backbone_lr (factor on
+    it): of the fine-tuning; source_classes: of the published classifier, for LEEP and NCE."""
+    args = parse_arg(arg, data="house_numbers", weights="resnet8", seeds=3, recipe="lp_ft", steps=120, lr=1e-3,
+                     backbone_lr=0.1, source_classes=0)
+    if args.weights not in SOURCES:
+        raise unknown("source", args.weights, SOURCES, "weights=")
+    file, backbone, shown = SOURCES[args.weights]
+    # Statistics of BatchNorm stay those of the source: with a momentum of 0.99, which two of the networks have, the
+    # stored ones of so few steps would be neither the source's nor the target's.
+    setting = Setting(backbone, dict(source=str(WEIGHTS / file)), steps=args.steps, lr=args.lr,
+                      backbone_lr=args.backbone_lr, source_classes=args.source_classes, stage=dict(batch_norm="stored"))
+    streams = {name: dict(selection, batch_size=32, **shown) for name, selection in target(args.data).items()}
+    return ml_collections.ConfigDict(dict(
+        name=f"transferability-{args.data}-{args.weights}", seeds=tuple(range(args.seeds)), streams=streams,
+        log_every=20, checkpoint_every=0, export=None, report=dict(title=f"{args.weights} on {args.data}"),
+        **expand(args.recipe, setting)))
+
+
+def target(name: str) -> dict[str, dict]:
+    """The streams `train` and `evaluation` of a target; which images are trained on differs from seed to seed."""
+    def arrays(path: Path, train: str, evaluation: str, **more: object) -> dict[str, dict]:
+        data = dict(kind="arrays", path=str(path), **more)
+        return dict(train=dict(data=data, per_class=train), evaluation=dict(data=data, per_class=evaluation))
+
+    known = {
+        "house_numbers": lambda: dict(train=dict(data=SVHN, per_class="[:40]"),
+                                      evaluation=dict(data=SVHN, per_class="[40:]")),
+        "drawn_digits": lambda: dict(train=dict(data=dict(kind="usps"), per_class="[:10]"),
+                                     evaluation=dict(data=dict(kind="usps"), split="test", per_class="[:50]")),
+        "xrays": lambda: dict(train=dict(data=_XRAYS, per_class="[:50]"), evaluation=dict(data=_XRAYS, split="test")),
+        "sketches": lambda: _paintings("sketch"), "photographs": lambda: _paintings("photo"),
+        "jpegs": lambda: arrays(jpegs(), "[:20]", "[50:100]", class_names=CLASSES)}
+    if name not in known:
+        raise unknown("target", name, known, "data=")
+    return known[name]()
+
+
+_XRAYS = dict(kind="arrays", path=str(DATA / "pneumoniamnist" / "pneumoniamnist.npz"),
+              class_names=("normal", "pneumonia"),
+              arrays=dict(train_image="train_images", train_label="train_labels", test_image="test_images",
+                          test_label="test_labels"))
+
+
+def _paintings(domain: str) -> dict[str, dict]:
+    """One domain of the PACS subset, 28 images of 7 classes, half of them to train on."""
+    data = dict(kind="folder", path=str(pacs() / domain))
+    return dict(train=dict(data=data, per_class="[:50%]"), evaluation=dict(data=data, per_class="[50%:]"))
+
+
+def pacs() -> Path:
+    """The folder of the PACS subset, unpacked once (where there is one: the stream says so if not)."""
+    folder, archive = cache_dir() / "pacs_subset", DATA / "pacs_subset" / "pacs_subset.zip"
+    if not folder.is_dir() and archive.is_file():
+        with zipfile.ZipFile(archive) as files:
+            files.extractall(folder)
+    return folder
+
+
+def jpegs() -> Path:
+    """The 10,000 test images of CIFAR-10 as JPEG, which no source has seen, as arrays, made once."""
+    path, archive = cache_dir() / "cifar10_jpeg_test.npz", DATA / "cifar10_jpeg" / "cifar10_jpeg.tar.xz"
+    if path.is_file() or not archive.is_file():
+        return path
+    images, labels = [], []
+    with tarfile.open(archive, "r|xz") as files:
+        for entry in files:
+            if entry.name.startswith("train/"):  # behind the test part
+                break
+            if entry.isfile():
+                images.append(np.asarray(Image.open(files.extractfile(entry))))
+                labels.append(CLASSES.index(entry.name.split("/")[1]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, image=np.stack(images), label=np.array(labels))
+    return path
