@@ -2,12 +2,18 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
-from tiny_experiment import command, config, process, read_json, write_config
+from tiny_experiment import ROOT, command, config, process, read_json, write_config
+
+from transfer_jax.experiment.feature_files import Features
 
 CLASSES = ("one", "two", "zero")  # as sorted names; the digit of each:
 DIGITS = {"one": 1, "two": 2, "zero": 0}
@@ -174,3 +180,29 @@ def test_reports_are_rebuilt_and_merged(runs, tmp_path):
     text = (tmp_path / "merged" / "report.md").read_text()
     assert "folder" in text and "table" in text
     assert not (tmp_path / "merged" / "config.json").exists()
+
+
+def test_four_devices_answer_as_one_does_also_on_ragged_ends(runs, own_data, tmp_path):
+    workdir, images = runs["folder"], own_data / "images" / "test"  # 21 images
+    one, four = tmp_path / "one", tmp_path / "four"
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu",
+                   "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    four.mkdir()
+    done = subprocess.run([sys.executable, Path(__file__).with_name("on_four_devices.py"), workdir, images, four],
+                          capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    one.mkdir()
+    assert command("evaluate", "--workdir", workdir, "--json", one / "scores.json").returncode == 0
+    assert command("predict", "--workdir", workdir, "--input", images, "--out", one / "answers.csv").returncode == 0
+    assert command("embed", "--workdir", workdir, "--stream", "test", "--out", one / "features").returncode == 0
+    scores = [read_json(folder / "scores.json")["test"] for folder in (one, four)]
+    assert scores[0].keys() == scores[1].keys()
+    for name, values in scores[0].items():
+        np.testing.assert_allclose(scores[1][name], values, atol=1e-6, err_msg=name)
+    answers = [list(csv.DictReader(open(folder / "answers.csv"))) for folder in (one, four)]
+    assert len(answers[0]) == 21 and [row["path"] for row in answers[0]] == [row["path"] for row in answers[1]]
+    np.testing.assert_allclose([float(row["confidence"]) for row in answers[1]],
+                               [float(row["confidence"]) for row in answers[0]], atol=1e-5)
+    first, second = (Features(folder / "features" / "test") for folder in (one, four))
+    assert len(first) == len(second) == 21
+    np.testing.assert_allclose(second.x, first.x, atol=1e-5)

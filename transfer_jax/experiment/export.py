@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -32,6 +32,7 @@ from transfer_jax.pretrained.conversion import HEAD, STATISTICS
 from transfer_jax.pretrained.description import Description
 from transfer_jax.tasks import TaskSpec, predict
 from transfer_jax.training.checkpoint import write_json
+from transfer_jax.training.mesh import batch_spec, make_mesh, place, replicate
 
 PARAMETERS, DESCRIPTION = "parameters.safetensors", "model.json"
 
@@ -153,7 +154,8 @@ class ExportedModel:
         return name
 
     def predictor(self, task: str) -> Any:
-        """A jitted function images float32 [B, H, W, C] -> {'prediction', 'confidence', 'probabilities'}."""
+        """A jitted function images float32 [B, H, W, C] -> {'prediction', 'confidence', 'probabilities'}; the images
+        are split over all devices where B divides evenly."""
         entry = self.description["tasks"][task]
         spec = build(TaskSpec, entry["task"])
 
@@ -163,4 +165,6 @@ class ExportedModel:
             outputs, _ = self.model.head(variables, spec.head, taps, images.shape[1:3])
             return predict(spec, outputs)
 
-        return lambda images: answer(self.variables, jnp.asarray(images))
+        mesh = make_mesh({"data": -1})
+        variables = replicate(mesh, self.variables)
+        return lambda images: answer(variables, place(images, NamedSharding(mesh, batch_spec(mesh, len(images)))))

@@ -15,6 +15,7 @@ from transfer_jax.experiment.evaluators import Evaluators
 from transfer_jax.experiment.export import exported_stage
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.training.checkpoint import write_json
+from transfer_jax.training.mesh import place, replicate
 from transfer_jax.training.progress import print_table
 
 
@@ -28,7 +29,8 @@ def rescore(folder: Path, stage: str | None, step: int | None, select: str, out:
     if stage not in spec.stages:
         raise unknown("stage", stage, spec.stages, str(folder))
     params, batch_stats = results.stage_result(workdir, spec, stage, select, step)
-    found = Evaluators(assembly).scores(spec.stages[stage], params, batch_stats)
+    params = place(params, assembly.layout.params(params))
+    found = Evaluators(assembly).scores(spec.stages[stage], params, replicate(assembly.mesh, batch_stats))
     columns = ("stream", "metric", *(f"seed {seed}" for seed in spec.seeds), "mean")
     rows = [(label, name, *(f"{value:.4f}" for value in values), f"{np.mean(values):.4f}")
             for label, scores in found.items() for name, values in scores.metrics.items()]

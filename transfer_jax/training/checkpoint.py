@@ -196,7 +196,7 @@ def _restored_to(whole: ocp.RestoreArgs, sharding: Any) -> ocp.RestoreArgs:
 
 def _alone() -> ocp.Checkpointer:
     """A checkpointer that waits for no other process."""
-    options = ocp.options.MultiprocessingOptions(primary_host=None)
+    options = ocp.options.MultiprocessingOptions()
     if processes.count() > 1:
         me = jax.process_index()
         options = ocp.options.MultiprocessingOptions(me, {me}, f"alone{me}")
