@@ -8,8 +8,8 @@ import jax
 from tiny_experiment import single, trained
 
 from transfer_jax.core.compilation import enable_compilation_cache
+from transfer_jax.core.mesh import make_mesh
 from transfer_jax.training.memory import held
-from transfer_jax.training.mesh import make_mesh
 
 VIT = {"kind": "vit_tiny", "width": 192, "layers": 2, "heads": 4, "patch": 4, "pool": "mean"}
 ADVERSARIAL = {

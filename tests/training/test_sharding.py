@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from tiny_experiment import ROOT
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.training.mesh import AXES, make_mesh, mesh_sizes, own_slots, place_batch
+from transfer_jax.core.mesh import AXES, make_mesh, mesh_sizes, own_slots, place_batch
 from transfer_jax.training.sharding import Layout
 
 MESHES = ("data", "fsdp", "model", "mixed")

@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 
 from transfer_jax.core.compilation import compiled
 from transfer_jax.core.members import over_members
+from transfer_jax.core.mesh import fetch, own_slots, place_batch, shard_batch
 from transfer_jax.evaluation import METRICS
 from transfer_jax.evaluation.metrics import accumulate
 from transfer_jax.models.model import Model
 from transfer_jax.tasks import TaskSpec, metric_batch, predict
-from transfer_jax.training.mesh import fetch, own_slots, place_batch, shard_batch
 
 
 @dataclass

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from transfer_jax.core.errors import UserError, unknown
+from transfer_jax.core.mesh import make_mesh, replicate
 from transfer_jax.core.spec import Component, lookup
 from transfer_jax.data import open_stream
 from transfer_jax.evaluation import METRICS
@@ -21,7 +22,6 @@ from transfer_jax.models import HEADS
 from transfer_jax.models.model import Model, build_model
 from transfer_jax.params.inserts import Outline, make_insert, outline_of
 from transfer_jax.tasks import TASKS, head_outputs
-from transfer_jax.training.mesh import make_mesh, replicate
 from transfer_jax.training.sharding import Layout
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -12,6 +12,7 @@ import numpy as np
 
 from transfer_jax.core.compilation import compiled
 from transfer_jax.core.members import over_members
+from transfer_jax.core.mesh import fetch, replicate, shard_batch
 from transfer_jax.core.paths import unflatten
 from transfer_jax.data.cached import CachedStream
 from transfer_jax.experiment.assembly import Assembly
@@ -20,7 +21,6 @@ from transfer_jax.models.depth import parameter_blocks
 from transfer_jax.models.model import Model, qualified
 from transfer_jax.models.taps import Backbone, Resumed
 from transfer_jax.params.peft import PREFIX
-from transfer_jax.training.mesh import fetch, replicate, shard_batch
 from transfer_jax.training.state import Flat
 
 VISITS = 2  # how often a stage must see an example on average for a pass of its own to pay

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from transfer_jax import __version__
 from transfer_jax.core.errors import UserError
+from transfer_jax.core.mesh import batch_spec, make_mesh, place, replicate
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.core.spec import Component, build
 from transfer_jax.data import StreamSpec, preprocessing
@@ -32,7 +33,6 @@ from transfer_jax.pretrained.conversion import HEAD, STATISTICS
 from transfer_jax.pretrained.description import Description
 from transfer_jax.tasks import TaskSpec, predict
 from transfer_jax.training.checkpoint import write_json
-from transfer_jax.training.mesh import batch_spec, make_mesh, place, replicate
 
 PARAMETERS, DESCRIPTION = "parameters.safetensors", "model.json"
 

@@ -19,6 +19,7 @@ from transfer_jax import __version__
 from transfer_jax.core.compilation import compiled, enable_compilation_cache
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.members import member
+from transfer_jax.core.mesh import fetch, own_slots, place_batch, replicate, shard_batch
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.data.sources.locations import cache_dir
 from transfer_jax.experiment.assembly import Assembly
@@ -30,7 +31,6 @@ from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import fresh_variables
 from transfer_jax.experiment.staying import all_methods
 from transfer_jax.experiment.workdir import Workdir
-from transfer_jax.training.mesh import fetch, own_slots, place_batch, replicate, shard_batch
 from transfer_jax.training.progress import Progress
 
 __all__ = ["Features", "POOLS", "extract", "fresh_model", "trained_model"]

@@ -13,6 +13,7 @@ import numpy as np
 from transfer_jax.core.compilation import compiled
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.members import over_members
+from transfer_jax.core.mesh import fetch, own_slots, place_batch, shard_batch
 from transfer_jax.core.paths import unflatten
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.stage import ReadyStage
@@ -30,7 +31,6 @@ from transfer_jax.objectives.wiring import (
 )
 from transfer_jax.params.peft import merged
 from transfer_jax.training.forward import image_size, inputs_of
-from transfer_jax.training.mesh import fetch, own_slots, place_batch, shard_batch
 from transfer_jax.training.state import Flat
 
 BATCH = 32

@@ -14,13 +14,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from transfer_jax.core.mesh import batch_spec
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.measuring import Measuring
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import ReadyStage, names_of_metrics, prepare
 from transfer_jax.training.chips import Chip
 from transfer_jax.training.memory import COLUMNS, Plan, device_limit, make_plan, plan_row
-from transfer_jax.training.mesh import batch_spec
 from transfer_jax.training.progress import print_table
 from transfer_jax.training.step import compile_chunk
 

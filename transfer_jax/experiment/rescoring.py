@@ -9,13 +9,13 @@ from rich.console import Console
 
 from transfer_jax.core.compilation import enable_compilation_cache
 from transfer_jax.core.errors import unknown
+from transfer_jax.core.mesh import place, replicate
 from transfer_jax.experiment import results
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.evaluators import Evaluators
 from transfer_jax.experiment.export import exported_stage
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.training.checkpoint import write_json
-from transfer_jax.training.mesh import place, replicate
 from transfer_jax.training.progress import print_table
 
 

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfer_jax.core.errors import UserError
+from transfer_jax.core.mesh import fetch
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.evaluation.evaluator import Scores
 from transfer_jax.experiment.spec import BestSpec, ExperimentSpec, StageSpec
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.params.peft import PeftSpec, merged
-from transfer_jax.training.mesh import fetch
 from transfer_jax.training.state import Constants, Flat, State
 from transfer_jax.training.step import averaged_variables
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from transfer_jax.core import processes
 from transfer_jax.core.compilation import enable_compilation_cache
+from transfer_jax.core.mesh import fetch, place, replicate
 from transfer_jax.experiment import results
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.evaluators import Evaluators
@@ -23,7 +24,6 @@ from transfer_jax.experiment.stage_run import StageRun
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.params.initializers import redrawn
 from transfer_jax.training.interruption import StopRequest
-from transfer_jax.training.mesh import fetch, place, replicate
 from transfer_jax.training.progress import Progress, output_console
 from transfer_jax.training.state import Flat
 from transfer_jax.training.writers import MetricWriter

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from transfer_jax.core.errors import UserError, unknown
+from transfer_jax.core.mesh import place
 from transfer_jax.core.paths import flatten
 from transfer_jax.core.spec import Component, bind
 from transfer_jax.experiment.assembly import Assembly
@@ -33,7 +34,6 @@ from transfer_jax.params.optimizer_tree import GroupDefaults, averaged_leaves, g
 from transfer_jax.params.partition import Partition, partition
 from transfer_jax.params.peft import PeftSpec, new_leaves
 from transfer_jax.params.weight_noise import make_noise
-from transfer_jax.training.mesh import place
 from transfer_jax.training.sharding import Layout
 from transfer_jax.training.state import Constants, Flat, State
 from transfer_jax.training.step import Program, Update, feed_axes, init_state, metric_names

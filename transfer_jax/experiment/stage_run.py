@@ -15,6 +15,7 @@ from rich.console import Console
 
 from transfer_jax.core import processes
 from transfer_jax.core.errors import UserError
+from transfer_jax.core.mesh import fetch
 from transfer_jax.evaluation.evaluator import Scores
 from transfer_jax.experiment import results
 from transfer_jax.experiment.caching import with_features
@@ -26,7 +27,6 @@ from transfer_jax.training.checkpoint import WHOLE
 from transfer_jax.training.interruption import StopRequest
 from transfer_jax.training.loop import Cadence, Hooks, train
 from transfer_jax.training.memory import describe, device_limit, make_plan
-from transfer_jax.training.mesh import fetch
 from transfer_jax.training.progress import Progress, print_groups
 from transfer_jax.training.state import Constants, Flat, State
 from transfer_jax.training.writers import MetricWriter

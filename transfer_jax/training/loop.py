@@ -17,8 +17,8 @@ import numpy as np
 
 from transfer_jax.core import processes
 from transfer_jax.core.errors import UserError
+from transfer_jax.core.mesh import own_slots, place_batch
 from transfer_jax.training.interruption import Interrupted, StopRequest
-from transfer_jax.training.mesh import own_slots, place_batch
 from transfer_jax.training.state import Constants, State
 from transfer_jax.training.step import Program, compile_chunk
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from transfer_jax.core.compilation import compiled
 from transfer_jax.core.members import over_members
+from transfer_jax.core.mesh import shard_batch
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.models.model import Model
 from transfer_jax.objectives.wiring import Term, call_term
@@ -25,7 +26,6 @@ from transfer_jax.params.optimizer_tree import apply_groups
 from transfer_jax.params.partition import Partition
 from transfer_jax.params.peft import PeftSpec, merged
 from transfer_jax.training.forward import make_context, merge_statistics
-from transfer_jax.training.mesh import shard_batch
 from transfer_jax.training.state import Constants, Flat, State
 
 Combine = Callable[[dict[str, jax.Array], Mapping[str, jax.Array]], tuple[jax.Array, dict[str, jax.Array]]]
