@@ -14,11 +14,22 @@ from transfer_jax.core.compilation import enable_compilation_cache
 
 # XLA:CPU's emitters of fusions take longer to compile than all the rest, whatever the level of optimisation.
 QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False}
+LONGEST = ("test_sharding.py", "test_configs.py", "test_parity.py", "test_resume.py", "test_advising.py",
+           "test_step.py", "test_sweep.py", "test_caching.py", "test_tuning_stages.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--parity", action="store_true", help="compare live with torch, torchvision, timm, transformers")
     parser.addoption("--all", action="store_true", help="with --parity: every member of a family, not the smallest")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests come first: of parallel workers none is left with one of them while the others have finished.
+
+    Workers take from the ends of each other's queues, so tests at the front stay with those of their module, too, and
+    what they share is made once.
+    """
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

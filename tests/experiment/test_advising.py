@@ -24,11 +24,6 @@ from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation():
-    """The compiler's own settings: a probe's loops run for longer than they compile."""
-
-
 def evidence(accuracies, examples=300, classes=10, distance=None):
     rows = {f"stage{i}": Row("logistic", value, value - 0.05, value + 0.05, examples)
             for i, value in enumerate(accuracies, 1)}

@@ -28,11 +28,6 @@ VIT_TOP = {"partition": (("heads/.*", "head"), ("backbone/(block2|norm).*", "top
            "groups": {"head": {}, "top": {}}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation():
-    """The compiler's own settings: numbers of two programs are compared."""
-
-
 def cut_of(digits_file, stage, changes=NORM):
     assembly = Assembly(single(digits_file, {"steps": 100, **stage}, changes))
     ready = prepare(assembly, "only")

@@ -150,7 +150,7 @@ class Ours:
 
     def __init__(self, case: Case, leaves: Tensors) -> None:
         self.case, self.module, self.head = case, case.module, case.head
-        self.leaves = {path: jnp.asarray(leaf) for path, leaf in leaves.items()}
+        self.leaves = dict(leaves)  # numpy arrays: becoming double would compile a program for every shape
 
     def run(self, leaves: Mapping[str, Any], inputs: Any, train: bool) -> tuple[Any, Any, Any]:
         """(taps, logits, moved statistics by path)."""
