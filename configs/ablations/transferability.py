@@ -1,11 +1,33 @@
-"""Transferability scores against fine-tuned truth: six published networks on six kinds of target images.
+"""Transferability scores against fine-tuned truth: six published networks on house numbers, on JPEGs of the classes
+that three of them know, and on sketches.
 
-    for target in house_numbers drawn_digits xrays sketches photographs jpegs; do
+    for target in house_numbers jpegs sketches; do
         python -m transfer_jax.rank --config configs/ablations/transferability.py --data $target --weights \\
             resnet20,source_classes=10 resnet32,source_classes=10 resnet8,source_classes=10 \\
             mobilenet,source_classes=1000 tiny_darknet,source_classes=1000 doodlenet,source_classes=345 \\
             --finetune --workdir runs/transferability/$target --out runs/transferability/$target/rank.json
     done
+
+`drawn_digits`, `xrays` and `photographs` are there too, but not measured yet. The truth is probing, then fine-tuning,
+with the rates of configs/finetune.py and 60 steps each, on 40, 20 and 14 images of a class, other ones for each seed.
+
+Measured on two CPU cores, very busy with other work, in 54 min; 3 seeds. Seen of the literature: the source that is
+like the target wins (CIFAR-10 networks on JPEGs, 0.822 ± 0.040 against 0.515 ± 0.030 of the best from elsewhere;
+ImageNet networks on sketches, 0.677 ± 0.077, though within the intervals). No score is reliable everywhere: NLEEP and
+PARC have a tau of 0.87 and 0.80 on the JPEGs, of -0.21 and -0.27 on the sketches. Plain probes are hard to beat: the
+linear probe has the highest mean tau (0.63 ± 0.35) and takes a source 0.005 ± 0.022 below the best; beside it are kNN
+(0.60 ± 0.26) and LogME (0.60 ± 0.37). The two probes answer evaluation images and so know more than the scores; kNN
+leaves one out of the training images.
+
+Weak points that are seen: with fewer examples than features the H-score is at its bound, the number of classes less
+one, whatever the features; it, its shrunk form and TransRate favour wide networks (mean tau -0.16, -0.10, -0.23; their
+first choice loses 0.16 to 0.25). NCE takes a thousand source classes for knowledge where 200 images share them (JPEGs,
+-0.12). Not seen: that LEEP's successors order better than LEEP (0.48; NLEEP 0.45, PARC 0.39, GBC 0.49). Six sources,
+three targets and three seeds cannot tell these apart: most intervals of the mean tau are 0.2 to 0.5 wide to each side.
+
+The protocol of the truth was settled on pilots that looked at accuracies on the JPEGs and house numbers: at five times
+the rate fine-tuning fell far below the linear probe (Tiny Darknet on JPEGs, 0.335 against 0.575). It still is below it
+for ResNet-8 there (0.552 against 0.680): all networks have one rate here, where papers search for each one's best.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
 """The page of results is made from the files of runs; sections of runs that are not there stay."""
 
+import json
+
 import pytest
 from synthetic_workdir import make_workdir
 from tiny_experiment import ROOT
 
 from transfer_jax.core.config import load_module
+from transfer_jax.experiment.ranking import Candidate, record
 
 
 @pytest.fixture
@@ -27,6 +30,18 @@ def test_sections_are_written_and_kept(script, tmp_path, capsys):
     both = (tmp_path / "results.md").read_text()
     assert both.index("learning_curves -->") < both.index("distortion -->")
     assert both.split("<!-- distortion -->")[1].strip() == first.split("<!-- distortion -->")[1].strip()
+
+
+def test_rankings_are_a_section_of_their_own(script, tmp_path):
+    folder = tmp_path / "runs" / "transferability" / "xrays"
+    folder.mkdir(parents=True)
+    found = [Candidate(name, "", of_seeds=[{"logme": score}], truths=(score, score / 2))
+             for name, score in (("one", 0.4), ("other", 0.8))]
+    (folder / "rank.json").write_text(json.dumps(record(found)))
+    assert script.main([str(tmp_path / "runs")]) == 0
+    page = (tmp_path / "results.md").read_text()
+    assert "| logme | 1.00 ± 0.00 |" in page and "| other | **0.600 ± " in page
+    assert "](figures/transferability_tau.svg)" in page and (tmp_path / "figures" / "transferability_tau.svg").is_file()
 
 
 def test_a_folder_without_runs_is_one_sentence(script, tmp_path, capsys):
