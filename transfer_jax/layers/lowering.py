@@ -129,7 +129,6 @@ def _to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
         return _matmul(patches.reshape(-1, patches.shape[-1]).T, g.reshape(-1, g.shape[-1])).reshape(shape)
     g = jnp.pad(g, ((0, 0), (0, 0), (0, 0), (0, _more_features(g.shape[3]))))
     pieces = _pieces(x.shape[0], geometry.output[0] * geometry.output[1])
-    # Every pieces-th example, not a run of neighbours: a batch that is split over devices then stays where it is.
     x, g = (a.reshape(a.shape[0] // pieces, pieces, *a.shape[1:]) for a in (x, g))
     total = sum(_correlate(geometry, x[:, i], g[:, i]) for i in range(pieces))
     return jnp.transpose(total, (1, 2, 0, 3))[..., :shape[3]].astype(x.dtype)
@@ -141,6 +140,8 @@ def _more_features(features: int) -> int:
 
 
 def _pieces(batch: int, positions: int) -> int:
+    if jax.device_count() > 1:  # the compiler would sum every piece over the devices for itself, and might cut examples
+        return 1
     pieces = 1
     while pieces < PIECES and batch % (2 * pieces) == 0 and batch // pieces * positions > CONTRACTION:
         pieces *= 2
