@@ -5,6 +5,7 @@ Every word of the template must get a value; those with a default here may be le
 
 from __future__ import annotations
 
+import difflib
 import re
 import string
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TEMPLATE = Path(__file__).with_name("gke_jobset.yaml")
-DEFAULTS = {"restarts": "50", "slices": "1", "mount": "/mnt"}
+DEFAULTS = {"restarts": "50", "slices": "1", "mount": "/mnt/runs"}
 NUMBERS = ("restarts", "slices", "hosts", "chips")
 
 
@@ -23,7 +24,9 @@ def render(values: dict[str, str]) -> str:
     words = list(dict.fromkeys(template.get_identifiers()))
     for name in values:
         if name not in words:
-            raise ValueError(f"unknown value {name!r}; the template has {', '.join(words)}")
+            close = difflib.get_close_matches(name, words, 1)
+            raise ValueError(f"unknown value {name!r}; " + (f"did you mean {close[0]!r}?" if close else
+                                                            f"the template has {', '.join(words)}"))
     filled = DEFAULTS | values
     missing = [word for word in words if word not in filled]
     if missing:
@@ -32,9 +35,11 @@ def render(values: dict[str, str]) -> str:
         if name in NUMBERS and not re.fullmatch(r"[1-9]\d*", value):
             raise ValueError(f"{name}={value!r} is not a positive number")
         if not re.fullmatch(r"[\w./:@=,+-]+", value):
-            raise ValueError(f"{name}={value!r} is empty or holds characters that YAML could read otherwise")
+            raise ValueError(f"{name}={value!r} is empty or has characters that YAML could read otherwise")
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?", filled["name"]):
         raise ValueError(f"name={filled['name']!r} is no name for Kubernetes: lower case letters, digits and '-'")
+    if not (filled["workdir"] + "/").startswith(filled["mount"].rstrip("/") + "/"):
+        raise ValueError(f"workdir={filled['workdir']} is not in mount={filled['mount']}: it would be lost with its pod")
     return template.substitute(filled)
 
 
