@@ -39,7 +39,7 @@ def render(values: dict[str, str]) -> str:
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?", filled["name"]):
         raise ValueError(f"name={filled['name']!r} is no name for Kubernetes: lower case letters, digits and '-'")
     if not (filled["workdir"] + "/").startswith(filled["mount"].rstrip("/") + "/"):
-        raise ValueError(f"workdir={filled['workdir']} is not in mount={filled['mount']}: it would be lost with its pod")
+        raise ValueError(f"workdir={filled['workdir']} is not below mount={filled['mount']}, and would be lost")
     return template.substitute(filled)
 
 

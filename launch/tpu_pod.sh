@@ -68,12 +68,13 @@ create() {
     state
     return
   fi
-  while [ "$now" != ACTIVE ]; do
+  while true; do
     now=$(state)
+    echo "$(date +%H:%M:%S) $now"
     case $now in
+      ACTIVE) return ;;
       FAILED|SUSPENDED) fail "the request for $TYPE ended as $now; delete it and ask again, or elsewhere" ;;
     esac
-    echo "$(date +%H:%M:%S) $now"
     sleep 20
   done
 }

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--workdir", help="folder of the sweep")
     options.add_argument("--executor", choices=("here", "local", "slurm"), default="here",
                          help="here: one after the other in this terminal; local: several processes; slurm: jobs")
-    options.add_argument("--jobs", type=int, default=1, help="how many runs at once (local, slurm)")
+    options.add_argument("--jobs", type=int, help="how many runs at once (default: local 2, slurm all)")
     options.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE",
                          help="parameters of a job, for example partition=gpu gpus_per_node=1 time=240")
     options.add_argument("--only", type=int, metavar="NUMBER", help="only this run, from 0, without a report")
@@ -34,11 +34,15 @@ def main(arguments: Sequence[str]) -> int:
     if given.workdir is None:
         raise UserError("--workdir is missing: the folder of the sweep (only --list needs none)")
     sweep = sweeping.Sweep(given.config, Path(given.workdir), tuple(overrides))
+    if given.executor == "here" and (given.jobs is not None or given.slurm):
+        raise UserError("--jobs and --slurm need --executor local or slurm; without it the runs follow one another")
     if given.only is not None:
         return sweep.run_only(given.only)
     if given.executor == "here":
         return sweep.run()
-    return sweep.submit(given.executor, given.jobs, given.slurm)
+    if given.jobs is not None and given.jobs < 1:
+        raise UserError(f"--jobs {given.jobs}: at least one run at a time")
+    return sweep.submit(given.executor, given.jobs or (2 if given.executor == "local" else None), given.slurm)
 
 
 if __name__ == "__main__":

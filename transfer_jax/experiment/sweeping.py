@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 
@@ -25,6 +25,7 @@ from transfer_jax.experiment.report import terminal_table, write_report
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.training.checkpoint import write_json
+from transfer_jax.training.interruption import Interrupted
 from transfer_jax.training.progress import Progress, print_table
 
 DONE, SKIPPED, FAILED, STOPPED = "done", "finished before", "failed", "stopped"
@@ -57,6 +58,8 @@ class Sweep:
             console.print(f"run {number}/{len(self.runs)}: {name}", highlight=False)
             states[name] = run_one(self.config, self.workdir / name, self.flags(name))
             self._write(states)
+            if states[name] == STOPPED:
+                raise Interrupted(signal.SIGTERM)
         return self._conclude(states)
 
     def run_only(self, number: int) -> int:
@@ -65,16 +68,18 @@ class Sweep:
         if not 0 <= number < len(names):
             raise UserError(f"--only {number}: the sweep has the runs 0 ... {len(names) - 1}")
         state = run_one(self.config, self.workdir / names[number], self.flags(names[number]))
+        if state == STOPPED:
+            raise Interrupted(signal.SIGTERM)
         return 0 if state in (DONE, SKIPPED) else 1
 
-    def submit(self, kind: str, jobs: int, parameters: Sequence[str]) -> int:
-        """Runs them as jobs of submitit, `jobs` at a time, and waits for all; see `run`."""
+    def submit(self, kind: str, jobs: int | None, parameters: Sequence[str]) -> int:
+        """Runs them as jobs of submitit, `jobs` at a time (None: all), and waits for all; see `run`."""
         executor = _executor(kind, self.workdir / "jobs", parameters)
         waiting, running, states = list(self.runs), {}, {}
-        with Progress(1, total_steps=len(self.runs)) as progress:
+        with Progress(1, total_steps=len(self.runs)) as progress, _cancelled_on_exit(running):
             progress.start_stage(f"{len(self.runs)} runs ({kind})", len(self.runs), 0)
             while waiting or running:
-                while waiting and len(running) < jobs:
+                while waiting and len(running) < (jobs or len(self.runs)):
                     name = waiting.pop(0)
                     running[name] = executor.submit(run_one, self.config, self.workdir / name, self.flags(name))
                 time.sleep(POLL_SECONDS)
@@ -111,16 +116,36 @@ def show_runs(config: str) -> None:
 
 
 @contextlib.contextmanager
-def _passed_on(number: int, process: subprocess.Popen) -> Iterator[None]:
-    """Meanwhile a signal goes on to a child process; only a main thread can see to that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(number, lambda *_: process.send_signal(number))
+def _cancelled_on_exit(jobs: Mapping[str, Any]) -> Iterator[None]:
+    """Jobs that still run when what is inside breaks off are ended: the same command would start them a second time."""
+    def stop(*_: object) -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        signal.signal(number, before)
+        signal.signal(signal.SIGTERM, before)
+        for job in jobs.values():
+            job.cancel(check=False)
+
+
+@contextlib.contextmanager
+def _child(command: Sequence[str], log: IO[str]) -> Iterator[subprocess.Popen]:
+    """A process that gets a SIGTERM when this one does, or when submitit warns that a job's time ends (SIGUSR2)."""
+    if threading.current_thread() is not threading.main_thread():  # only a main thread may handle signals
+        yield subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        return
+    # Slurm sends the warning to all processes of the job, and whoever does not handle it dies; a child inherits this.
+    before = {signal.SIGUSR2: signal.signal(signal.SIGUSR2, signal.SIG_IGN)}
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    signal.signal(signal.SIGUSR2, lambda *_: process.terminate())
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        yield process
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _executor(kind: str, folder: Path, parameters: Sequence[str]) -> Any:
@@ -134,10 +159,16 @@ def _executor(kind: str, folder: Path, parameters: Sequence[str]) -> Any:
     given = dict(parameter.partition("=")[::2] for parameter in parameters)
     if "" in given or not all(given.values()):
         raise UserError(f"--slurm takes KEY=VALUE pairs, not {' '.join(parameters)!r}")
+    if given and kind != "slurm":
+        raise UserError(f"--slurm {' '.join(parameters)} is for --executor slurm, not for {kind}")
     values = {key: int(value) if value.isdigit() else value for key, value in given.items()}
     executor = submitit.AutoExecutor(folder=folder, cluster=kind)
-    executor.update_parameters(**{"name": "transfer_jax", "timeout_min": DAY_MINUTES},
-                               **{f"slurm_{key}": value for key, value in values.items()})
+    try:
+        executor.update_parameters(name="transfer_jax", timeout_min=DAY_MINUTES,
+                                   **{f"slurm_{key}": value for key, value in values.items()})
+    except NameError as error:  # submitit's word for a parameter that it does not know
+        raise UserError(f"--slurm: submitit does not take one of {', '.join(values)}; its parameters are those of "
+                        "sbatch, with _ for -") from error
     return executor
 
 
@@ -179,14 +210,13 @@ def run_one(config: str, workdir: Path, flags: Sequence[str]) -> str:
                *(f"--config.{flag}" for flag in flags)]
     began = time.monotonic()
     with open(workdir / "output.txt", "a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            with _passed_on(signal.SIGTERM, process):
+        with _child(command, log) as process:
+            try:
                 code = process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)  # it saves first
-            process.wait()
-            raise
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)  # it saves first
+                process.wait()
+                raise
     if code == 0 and finished(workdir):
         return DONE
     if code == 0:
