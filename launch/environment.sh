@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts. Makes .venv beside the code and installs a requirements file into it, once per change.
 # Needs: Python >= 3.11. PYTHON=/path/to/python chooses another interpreter than the first suitable one on the PATH.
 set -euo pipefail

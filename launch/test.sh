@@ -4,6 +4,7 @@
 #          of each; with --parity --all every member in every layout (hours of work for two cores, and 16 GB of memory).
 # Needs:   Python >= 3.11 and a package index. For --parity about 3 GB of disk (more where torch comes with CUDA).
 # Command: bash launch/test.sh [--parity [--all]] [pytest options]
+# shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 # torchvision and timm ask for each other's torch, so torchvision comes without what it asks for.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 
@@ -20,33 +25,160 @@ from transfer_jax.experiment.report import terminal_table, write_report
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.training.checkpoint import write_json
-from transfer_jax.training.progress import print_table
+from transfer_jax.training.interruption import Interrupted
+from transfer_jax.training.progress import Progress, print_table
 
-DONE, SKIPPED, FAILED = "done", "finished before", "failed"
+DONE, SKIPPED, FAILED, STOPPED = "done", "finished before", "failed", "stopped"
+POLL_SECONDS = 1.0
+DAY_MINUTES = 24 * 60
 
 
-def run_sweep(config: str, workdir: Path, overrides: Sequence[str] = ()) -> int:
-    """Runs every entry of the config's sweep and merges the reports. Returns the exit code: 0, or 1 if a run failed."""
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """The runs of a config's `get_sweep()`, each in its folder below `workdir`."""
+
+    config: str
+    workdir: Path
+    overrides: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """Folder name -> what the run overrides."""
+        runs = load_sweep(self.config)
+        return dict(zip(run_names(runs), runs, strict=True))
+
+    def flags(self, name: str) -> list[str]:
+        return [*self.overrides, *(f"{path}={value!r}" for path, value in self.runs[name].items())]
+
+    def run(self) -> int:
+        """Runs one after the other, then merges the reports. Returns the exit code: 0, or 1 if a run failed."""
+        states: dict[str, str] = {}
+        console = Console(stderr=True)
+        for number, name in enumerate(self.runs, start=1):
+            console.print(f"run {number}/{len(self.runs)}: {name}", highlight=False)
+            states[name] = run_one(self.config, self.workdir / name, self.flags(name))
+            self._write(states)
+            if states[name] == STOPPED:
+                raise Interrupted(signal.SIGTERM)
+        return self._conclude(states)
+
+    def run_only(self, number: int) -> int:
+        """Runs the entry `number`, as a task of an array does. Returns the exit code: 0, or 1 if it failed."""
+        names = list(self.runs)
+        if not 0 <= number < len(names):
+            raise UserError(f"--only {number}: the sweep has the runs 0 ... {len(names) - 1}")
+        state = run_one(self.config, self.workdir / names[number], self.flags(names[number]))
+        if state == STOPPED:
+            raise Interrupted(signal.SIGTERM)
+        return 0 if state in (DONE, SKIPPED) else 1
+
+    def submit(self, kind: str, jobs: int | None, parameters: Sequence[str]) -> int:
+        """Runs them as jobs of submitit, `jobs` at a time (None: all), and waits for all; see `run`."""
+        executor = _executor(kind, self.workdir / "jobs", parameters)
+        waiting, running, states = list(self.runs), {}, {}
+        with Progress(1, total_steps=len(self.runs)) as progress, _cancelled_on_exit(running):
+            progress.start_stage(f"{len(self.runs)} runs ({kind})", len(self.runs), 0)
+            while waiting or running:
+                while waiting and len(running) < (jobs or len(self.runs)):
+                    name = waiting.pop(0)
+                    running[name] = executor.submit(run_one, self.config, self.workdir / name, self.flags(name))
+                time.sleep(POLL_SECONDS)
+                for name in [name for name, job in running.items() if job.done()]:
+                    states[name] = _outcome(name, running.pop(name))
+                    self._write(states)
+                    progress.advance(1)
+            progress.end_stage()
+        return self._conclude({name: states[name] for name in self.runs})
+
+    def _write(self, states: Mapping[str, str]) -> None:
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        write_json(self.workdir / "sweep.json", {"config": self.config, "overrides": list(self.overrides), "runs": [
+            {"name": name, "overrides": {k: repr(v) for k, v in run.items()}, "state": states.get(name, "not started")}
+            for name, run in self.runs.items()]})
+
+    def _conclude(self, states: Mapping[str, str]) -> int:
+        done = [self.workdir / name for name in self.runs if states[name] in (DONE, SKIPPED)]
+        print_table(("run", "state"), list(states.items()), Console())
+        if not done:
+            raise UserError(f"all {len(self.runs)} runs of the sweep failed; see output.txt in the folders of "
+                            f"{self.workdir}")
+        paths = write_report(done, self.workdir)
+        terminal_table(done)
+        print(f"report: {paths.html}")
+        return 0 if len(done) == len(self.runs) else 1
+
+
+def show_runs(config: str) -> None:
+    """Prints number, name and overrides of every run."""
     runs = load_sweep(config)
-    names = run_names(runs)
-    workdir.mkdir(parents=True, exist_ok=True)
-    states: dict[str, str] = {}
-    console = Console(stderr=True)
-    for number, (name, run) in enumerate(zip(names, runs, strict=True), start=1):
-        flags = [*overrides, *(f"{path}={value!r}" for path, value in run.items())]
-        console.print(f"run {number}/{len(runs)}: {name}", highlight=False)
-        states[name] = _run_one(config, workdir / name, flags)
-        write_json(workdir / "sweep.json", {"config": config, "overrides": list(overrides), "runs": [
-            {"name": n, "overrides": {k: repr(v) for k, v in r.items()}, "state": states.get(n, "not started")}
-            for n, r in zip(names, runs, strict=True)]})
-    finished = [workdir / name for name in names if states[name] != FAILED]
-    print_table(("run", "state"), list(states.items()), Console())
-    if not finished:
-        raise UserError(f"all {len(runs)} runs of the sweep failed; see output.txt in the folders of {workdir}")
-    paths = write_report(finished, workdir)
-    terminal_table(finished)
-    print(f"report: {paths.html}")
-    return 1 if FAILED in states.values() else 0
+    rows = [(str(number), name) for number, name in enumerate(run_names(runs))]
+    print_table(("number", "run"), rows, Console(), labels=2)
+
+
+@contextlib.contextmanager
+def _cancelled_on_exit(jobs: Mapping[str, Any]) -> Iterator[None]:
+    """Jobs that still run when what is inside breaks off are ended: the same command would start them a second time."""
+    def stop(*_: object) -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for job in jobs.values():
+            job.cancel(check=False)
+
+
+@contextlib.contextmanager
+def _child(command: Sequence[str], log: IO[str]) -> Iterator[subprocess.Popen]:
+    """A process that gets a SIGTERM when this one does, or when submitit warns that a job's time ends (SIGUSR2)."""
+    if threading.current_thread() is not threading.main_thread():  # only a main thread may handle signals
+        yield subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        return
+    # Slurm sends the warning to all processes of the job, and whoever does not handle it dies; a child inherits this.
+    before = {signal.SIGUSR2: signal.signal(signal.SIGUSR2, signal.SIG_IGN)}
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    signal.signal(signal.SIGUSR2, lambda *_: process.terminate())
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        yield process
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _executor(kind: str, folder: Path, parameters: Sequence[str]) -> Any:
+    """submitit's executor with the parameters of a job, `key=value`."""
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("--executor local and slurm need submitit: pip install submitit") from error
+    if kind == "slurm" and shutil.which("srun") is None:
+        raise UserError("--executor slurm needs a machine with Slurm (srun is not found)")
+    given = dict(parameter.partition("=")[::2] for parameter in parameters)
+    if "" in given or not all(given.values()):
+        raise UserError(f"--slurm takes KEY=VALUE pairs, not {' '.join(parameters)!r}")
+    if given and kind != "slurm":
+        raise UserError(f"--slurm {' '.join(parameters)} is for --executor slurm, not for {kind}")
+    values = {key: int(value) if value.isdigit() else value for key, value in given.items()}
+    executor = submitit.AutoExecutor(folder=folder, cluster=kind)
+    try:
+        executor.update_parameters(name="transfer_jax", timeout_min=DAY_MINUTES,
+                                   **{f"slurm_{key}": value for key, value in values.items()})
+    except NameError as error:  # submitit's word for a parameter that it does not know
+        raise UserError(f"--slurm: submitit does not take one of {', '.join(values)}; its parameters are those of "
+                        "sbatch, with _ for -") from error
+    return executor
+
+
+def _outcome(name: str, job: Any) -> str:
+    """What `run_one` returned in the job; a job that broke is a failed run."""
+    try:
+        return job.result()
+    except Exception as error:  # noqa: BLE001 - of submitit, of Slurm, or of the run: the others go on in any case
+        print(f"{name} failed: {(str(error).strip().splitlines() or [type(error).__name__])[-1]}", file=sys.stderr)
+        return FAILED
 
 
 def run_names(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -68,7 +200,8 @@ def finished(workdir: Path) -> bool:
     return all(run.record(stage) is not None for stage in run.spec().stages) and (workdir / "report.html").is_file()
 
 
-def _run_one(config: str, workdir: Path, flags: Sequence[str]) -> str:
+def run_one(config: str, workdir: Path, flags: Sequence[str]) -> str:
+    """Runs one entry in a process of its own; returns its state."""
     if finished(workdir):
         Workdir(workdir).open(build(ExperimentSpec, load_config(config, flags)), allow_config_change=False)
         return SKIPPED
@@ -77,15 +210,18 @@ def _run_one(config: str, workdir: Path, flags: Sequence[str]) -> str:
                *(f"--config.{flag}" for flag in flags)]
     began = time.monotonic()
     with open(workdir / "output.txt", "a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)  # it saves first
-            process.wait()
-            raise
+        with _child(command, log) as process:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)  # it saves first
+                process.wait()
+                raise
     if code == 0 and finished(workdir):
         return DONE
+    if code == 0:
+        print(f"{workdir.name} was stopped before its end; the same command continues", file=sys.stderr)
+        return STOPPED
     last = (workdir / "output.txt").read_text().strip().splitlines()[-1:]
     print(f"{workdir.name} failed after {time.monotonic() - began:.0f} s (exit code {code}): {' '.join(last)}",
           file=sys.stderr)
