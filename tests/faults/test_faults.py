@@ -205,10 +205,12 @@ def mounted(path, *arguments):
         subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-def test_a_full_disk(experiment, alone, tmp_path, counted):
+@pytest.mark.parametrize("checkpoint_every", [5, 1000])
+def test_a_full_disk(experiment, alone, tmp_path, checkpoint_every, counted):
+    """It shows in a save, or in the metrics where the next save is far away."""
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as small:
-        team = experiment.begin(small / "run")
-        team.reach(lambda: team.steps("pretrain"))
+        team = experiment.begin(small / "run", 1, 1, f"--config.checkpoint_every={checkpoint_every}")
+        team.reach((small / "run" / "metrics.jsonl").is_file)
         with contextlib.suppress(OSError), open(small / "filler", "wb") as filler:
             while True:
                 filler.write(b"0" * 4096)
