@@ -21,6 +21,8 @@ LONGEST = ("test_sharding.py", "test_configs.py", "test_parity.py", "test_resume
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--parity", action="store_true", help="compare live with torch, torchvision, timm, transformers")
     parser.addoption("--all", action="store_true", help="with --parity: every member of a family, not the smallest")
+    parser.addoption("--long", action="store_true", help="tests/faults: at least 200 random kills")
+    parser.addoption("--counts", help="tests/faults: the JSON file of what was counted")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

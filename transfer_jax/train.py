@@ -14,6 +14,7 @@ from transfer_jax.core.config import load_config
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import build
 from transfer_jax.training import chips
+from transfer_jax.training.interruption import StopRequest
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,11 +45,13 @@ def train(config: str, workdir: Path, overrides: Sequence[str] = (), allow_confi
     from transfer_jax.experiment.export import export_model
     from transfer_jax.experiment.runner import Runner  # heavy imports come after the arguments are known to be good
     from transfer_jax.experiment.spec import ExperimentSpec
+    from transfer_jax.experiment.workdir import written
 
     spec = build(ExperimentSpec, load_config(config, overrides))
-    with processes.together(membership, spec.heartbeat_seconds):
+    # A stop may be asked for from here on, also while data are opened; a run that is through writes its report first.
+    with processes.together(membership, spec.heartbeat_seconds), StopRequest() as stop, written(workdir):
         runner = Runner(spec, workdir, allow_config_change=allow_config_change, quiet=quiet)
-        runner.run()
+        runner.run(stop)
         if processes.primary():
             export_model(runner.assembly, runner.workdir, workdir / "model")
             show_report([workdir], workdir)

@@ -105,11 +105,17 @@ def together(membership: Membership | None, heartbeat_seconds: int) -> Iterator[
             _watch.wait_for_verdict()
         _watch.report(_first_line(error))
         _end_at_once(error)
+    except KeyboardInterrupt as stop:  # a second Ctrl-C
+        _watch.report("stopped at once by Ctrl-C")
+        _end_at_once(stop)
     _leave()
 
 
-def _end_at_once(error: Exception) -> NoReturn:
+def _end_at_once(error: BaseException) -> NoReturn:
     """Without JAX's farewell, in which a process waits for those that will not come."""
+    if isinstance(error, KeyboardInterrupt):
+        print("stopped at once; the same command continues from the last checkpoint", file=sys.stderr, flush=True)
+        os._exit(130)
     if isinstance(error, UserError):
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,12 +45,14 @@ class Runner:
         self._results: dict[str, tuple[Flat, Any]] = {}
         self.evaluators = Evaluators(self.assembly)
 
-    def run(self) -> None:
-        """Trains what is not done yet. Raises `Interrupted` after a signal, with everything saved."""
+    def run(self, stop: StopRequest | None = None) -> None:
+        """Trains what is not done yet. Raises `Interrupted` after a signal, with everything saved; `stop` is given
+        where the caller has listened for one before."""
         names = list(self.spec.stages)
         steps = self.planned_steps()
         done = processes.first_says(lambda: [name for name in names if self.workdir.record(name) is not None])
-        with (MetricWriter(self.workdir.path, enabled=processes.primary()) as writer, StopRequest() as stop,
+        with (MetricWriter(self.workdir.path, enabled=processes.primary()) as writer,
+              contextlib.nullcontext(stop) if stop else StopRequest() as stop,
               Progress(len(names), enabled=not self.quiet, total_steps=sum(steps.values())) as progress):
             # All are made ready first, so that a fault in the last stage shows before the first one trains.
             runs = {name: StageRun(self, name, before, writer, progress, stop)

@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,20 @@ from transfer_jax.training.checkpoint import Checkpoints, write_json
 # Settings that change how a run is carried out, never what it computes.
 FREE_TO_CHANGE = ("report", "checkpoint_every", "keep_checkpoints", "steps_per_dispatch", "compilation_cache", "mesh",
                   "sharding", "frozen_sharding", "heartbeat_seconds", "export")
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # only writing meets these
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """What is inside writes in the workdir `path`: a disk that is full or read-only is told in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(f"{error.filename or path} could not be written: {error.strerror}; make room, the same command "
+                        f"continues from the last checkpoint") from error
 
 
 class Workdir:

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +26,7 @@ from transfer_jax.core import errors
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
+SECONDS_PER_FLUSH = 10  # of the events, for those who watch them
 
 
 class MetricWriter:
@@ -239,22 +241,54 @@ class _Events:
             folder = self._folder / run
             # Files of one run are read in the order of their names: the count keeps two of the same second apart.
             count = len(list(folder.glob("events.out.tfevents.*")))
-            self._writers[run] = _summary_writer()(str(folder), purge_step=self._purge.pop(run, None),
-                                                   filename_suffix=f".{count:04d}", flush_secs=10)
+            self._writers[run] = _EventFile(folder, f".{count:04d}", self._purge.pop(run, None))
         return self._writers[run]
 
 
-def _summary_writer() -> type:
-    """tensorboardX's writer, without PyTorch: it imports that where it can, for seconds, and we never give it tensors.
+class _EventFile:
+    """One event file, written by the thread that calls: tensorboardX's own writer leaves that to a thread which a full
+    disk ends, and then waits for it for ever."""
+
+    def __init__(self, folder: Path, suffix: str, purge_step: int | None):
+        self._proto, self._scalar, file = _tensorboard_parts()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = file(str(folder / "events"), suffix)
+        self._flushed = time.monotonic()
+        if purge_step is not None:
+            self._add(step=purge_step, file_version="brain.Event:2")
+            start = self._proto.SessionLog(status=self._proto.SessionLog.START)
+            self._add(step=purge_step, session_log=start)
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self._add(step=step, summary=self._scalar(tag, value))
+        if time.monotonic() - self._flushed > SECONDS_PER_FLUSH:
+            self.flush()
+
+    def flush(self) -> None:
+        self._flushed = time.monotonic()
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add(self, **fields: Any) -> None:
+        self._file.write_event(self._proto.Event(wall_time=time.time(), **fields))
+
+
+def _tensorboard_parts() -> tuple[Any, Any, Any]:
+    """tensorboardX's messages, its scalar and its file, without PyTorch: it imports that where it can, for seconds,
+    and we never give it tensors.
 
     Imported at the first use, because those who only read need none.
     """
-    if "torch" in sys.modules:
-        from tensorboardX import SummaryWriter
-        return SummaryWriter
-    sys.modules["torch"] = None  # an import of it fails as if it were not installed
+    blocked = "torch" not in sys.modules
+    if blocked:
+        sys.modules["torch"] = None  # an import of it fails as if it were not installed
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
     finally:
-        del sys.modules["torch"]
-    return SummaryWriter
+        if blocked:
+            del sys.modules["torch"]
+    return event_pb2, scalar, EventsWriter

@@ -1,0 +1,42 @@
+"""Faults that only the process itself can have; each changes the product in a process that the nursery has forked."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from transfer_jax.data.host import HostStream
+
+
+def thread_raises(step: int) -> None:
+    """The thread that makes the batch of this step raises."""
+    make = HostStream._training_batch
+
+    def broken(self, number, slots):
+        if number == step:
+            raise RuntimeError("a fault within a thread")
+        return make(self, number, slots)
+
+    HostStream._training_batch = broken
+
+
+def nan_at(step: int) -> None:
+    """The examples of this step (from 0) weigh NaN."""
+    make = HostStream._training_batch
+
+    def poisoned(self, number, slots):
+        batch = make(self, number, slots)
+        return {**batch, "weight": np.full_like(batch["weight"], np.nan)} if number == step else batch
+
+    HostStream._training_batch = poisoned
+
+
+def save_fails() -> None:
+    """This process finds no room for its part of a checkpoint."""
+    def full(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    ocp.AsyncCheckpointer.wait_until_finished = full
