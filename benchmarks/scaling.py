@@ -33,6 +33,7 @@ from jax.sharding import AbstractMesh, AxisType
 from PIL import Image
 from rich.console import Console
 
+from transfer_jax.core.mesh import AXES, mesh_sizes
 from transfer_jax.core.spec import Component, build
 from transfer_jax.data import open_stream
 from transfer_jax.data.spec import StreamSpec
@@ -49,7 +50,6 @@ from transfer_jax.training.collectives import KINDS, Collective, collectives
 from transfer_jax.training.interruption import StopRequest
 from transfer_jax.training.loop import Cadence, Hooks, train
 from transfer_jax.training.memory import gigabytes
-from transfer_jax.training.mesh import AXES, mesh_sizes
 from transfer_jax.training.progress import print_table
 from transfer_jax.training.sharding import Layout
 

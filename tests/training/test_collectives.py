@@ -71,7 +71,7 @@ import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 from transfer_jax.layers.convolution import convolve
 from transfer_jax.training.collectives import collectives
-from transfer_jax.training.mesh import make_mesh
+from transfer_jax.core.mesh import make_mesh
 
 mesh = make_mesh({"data": 4})
 split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
