@@ -130,6 +130,8 @@ class Team:
         while None in self.codes():
             if time.monotonic() > until:
                 codes = self.codes()
+                self.send(signal.SIGUSR1)
+                time.sleep(1)
                 self.send(signal.SIGKILL)
                 raise AssertionError(f"a process hangs: {codes}\n{self.texts()}")
             time.sleep(0.01)
@@ -140,7 +142,7 @@ class Team:
             self.children[index].send(number)
 
     def texts(self) -> str:
-        return "\n".join(f"[{child.code}] {child.text[-1500:]}" for child in self.children)
+        return "\n".join(f"[{child.code}] {child.text[-3000:]}" for child in self.children)
 
     def steps(self, stage: str) -> list[int]:
         return Checkpoints(self.workdir / "checkpoints" / stage).steps()

@@ -6,9 +6,11 @@ devices and joins others as one that was started from a shell does.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from typing import Any
@@ -20,7 +22,7 @@ from transfer_jax import command_line, train
 from transfer_jax.experiment import export, runner  # noqa: F401 - what a run imports later
 from transfer_jax.training import writers
 
-writers._summary_writer()
+writers._tensorboard_parts()
 train.show_report = lambda *given: None  # a third of the time of so small a run; what it reads is compared
 
 
@@ -31,6 +33,7 @@ def become(request: dict[str, Any]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(out, 1)
     os.dup2(out, 2)
+    faulthandler.register(signal.SIGUSR1)  # where it hangs, if it does: see `Team.end`
     jax.config.update("jax_num_cpu_devices", request["devices"])
     for name, *values in request["inject"]:
         getattr(injected, name)(*values)

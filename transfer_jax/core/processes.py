@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -30,7 +31,9 @@ from jax.experimental import multihost_utils
 from transfer_jax.core.errors import UserError
 
 FAILED = 3  # exit code of a process that ends because of another one
-GRACE = 20  # seconds after which JAX's own watch ends a process, should ours have failed
+GRACE = 20  # seconds until JAX's own watch ends a process, should ours have failed
+# How an operation of several processes says that it broke; JAX raises it as one of several types.
+BROKEN = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
 _rounds = itertools.count()
 _watch: Watch | None = None
 
@@ -69,9 +72,10 @@ def join(membership: Membership, heartbeat_seconds: int, wait_seconds: int = 300
         "process_id": membership.process, "cluster_detection_method": "deactivate",
         "coordinator_bind_address": membership.coordinator}
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: see training/interruption.py
+    # JAX's own watch counts from a sign of life that can be half of its time old: twice ours, so that ours is first.
     try:
         jax.distributed.initialize(initialization_timeout=wait_seconds, shutdown_timeout_seconds=30,
-                                   heartbeat_timeout_seconds=heartbeat_seconds + GRACE, **explicit)
+                                   heartbeat_timeout_seconds=2 * heartbeat_seconds + GRACE, **explicit)
     except ValueError as error:
         raise UserError(f"--distributed found no launcher that it knows (Slurm within srun, TPU pod, GKE, Open MPI): "
                         f"{error}; give --coordinator HOST:PORT --processes N --process I") from error
@@ -101,7 +105,7 @@ def together(membership: Membership | None, heartbeat_seconds: int) -> Iterator[
         if hasattr(error, "exit_code"):  # a stop that was asked for comes to all
             _leave()
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if _another_is_gone(error):
             _watch.wait_for_verdict()
         _watch.report(_first_line(error))
         _end_at_once(error)
@@ -109,6 +113,10 @@ def together(membership: Membership | None, heartbeat_seconds: int) -> Iterator[
         _watch.report("stopped at once by Ctrl-C")
         _end_at_once(stop)
     _leave()
+
+
+def _another_is_gone(error: BaseException) -> bool:
+    return isinstance(error, jax.errors.JaxRuntimeError) or bool(BROKEN.match(str(error)))
 
 
 def _end_at_once(error: BaseException) -> NoReturn:
