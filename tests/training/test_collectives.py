@@ -22,7 +22,7 @@ TEXT = """HloModule jit_step, is_scheduled=true, num_partitions=8
 }
 
 %outer (p: (s32[], f32[6])) -> (s32[], f32[6]) {
-  %r = (f32[6]{0}, /*index=1*/bf16[2,2]) all-reduce(%a, %b), replica_groups=mesh['d'=2,'m'=4], device_ids=([4,2]T(1,0)) {'d'}, metadata={op_name="jit(step)/dense"}
+  %r = (f32[6]{0}, /*index=1*/bf16[2,2]) all-reduce(%a), replica_groups=DEVICES {'d'}, metadata={op_name="step/dense"}
   %s = f32[2]{0} reduce-scatter(%c), replica_groups={{0,1},{2,3},{4,5},{6,7}}, dimensions={0}, to_apply=%add
   %w = (s32[], f32[4,2]) while(%r), condition=%c, body=%inner, backend_config={"known_trip_count":{"n":"12"}}
   ROOT %t = (s32[], f32[6]) tuple(%i, %r)
@@ -39,12 +39,12 @@ ENTRY %main (p: f32[6]) -> f32[6] {
   %m = pred[8]{0} collective-permute(%p), source_target_pairs={{0,1},{1,0},{2,2}}
   %h = (f32[2]{0}, f32[16]{0}) all-gather-start(%p), replica_groups=[1,8]<=[8], dimensions={0}
 }
-"""
+""".replace("DEVICES", "mesh['d'=2,'m'=4], device_ids=([4,2]T(1,0))")
 
 
 def test_every_operation_is_found_with_its_bytes_its_devices_and_how_often_it_runs():
     assert collectives(TEXT) == [
-        Collective("all-reduce", 32, 2, 1, True, "jit(step)/dense"),
+        Collective("all-reduce", 32, 2, 1, True, "step/dense"),
         Collective("reduce-scatter", 8, 2, 1, True), Collective("all-gather", 32, 4, 12, True),
         Collective("collective-permute", 8, 2, 1, False), Collective("all-gather", 64, 8, 1, False),
         Collective("all-to-all", 24, 8, 1, False)]
@@ -94,11 +94,37 @@ print(json.dumps([read(repeated, (6, 5), (8, 6)), read(gradient, (3, 3, 8, 8), (
 """
 
 
-def test_compiled_programs_exchange_each_gradient_once():
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment,
-                          timeout=300, check=False)
+def printed(program, *arguments):
+    """The last line that a program prints in a process with four devices."""
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu",
+                   "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True,
+                          env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    loop, convolution = json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()[-1]
+
+
+def test_compiled_programs_exchange_each_gradient_once():
+    loop, convolution = json.loads(printed(PROGRAM))
     assert loop == [["all-reduce", 4 * 6 * 5, 4, 5]]
     assert convolution == [["all-reduce", 4 * 3 * 3 * 8 * 8, 4, 1]]
+
+
+STAGE = """
+import json, sys
+from tiny_experiment import single
+from transfer_jax.experiment.planning import compiled_stages
+from transfer_jax.training.collectives import collectives
+
+spec = single(sys.argv[1], {"partition": (("heads/.*", "head"), (".*", "frozen")), "groups": {"head": {}},
+                            "cache": "never"},
+              {"mesh": {"fsdp": 4}, "model.backbones.backbone.widths": (8, 64), "streams.train.batch_size": 64,
+               "compilation_cache": None})
+(_, program), = compiled_stages(spec, None)
+print(json.dumps([one.looped for one in collectives(program.as_text()) if one.kind == "all-gather"]))
+"""
+
+
+def test_frozen_parameters_are_gathered_in_the_step_and_not_kept_whole_for_all_steps(digits_file):
+    found = json.loads(printed(STAGE, str(digits_file)))
+    assert found and all(found)

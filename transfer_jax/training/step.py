@@ -257,13 +257,22 @@ def compile_chunk(program: Program, members: int, active: frozenset[str], shardi
         def steps(state: State, constants: Constants, feeds: Any, seeds: Any) -> State:
             def body(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
                 step, state = carry
-                return step + 1, train_step(program, active, state, constants, feeds, seeds, step)
+                known = _kept_in_parts(program.mesh, constants, step)
+                return step + 1, train_step(program, active, state, known, feeds, seeds, step)
 
             return jax.lax.while_loop(lambda carry: carry[0] < first + count, body, (first, state))[1]
 
         return over_members(steps, members, axes, program.members)(state, constants, feeds, seeds)
 
     return compiled(chunk, donate_argnums=0, out_shardings=shardings)
+
+
+def _kept_in_parts(mesh: Mesh | None, constants: Constants, step: jax.Array) -> Constants:
+    """Constants that seem to depend on the step. What the compiler knows to stay the same it computes before the loop:
+    frozen parameters that `fsdp` splits would be gathered there, all at once, and lie whole on every device."""
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return constants
+    return jax.lax.optimization_barrier((constants, step))[0]
 
 
 def feed_axes(program: Program) -> dict[str, Any]:
