@@ -1,6 +1,8 @@
-"""What the API server accepts of a JobSet, as far as our template goes: written for this test after the public reference
-of JobSet v1alpha2, batch/v1 Job and core/v1 Pod. It knows the fields that the template uses and their neighbours, and
-takes no other: the real server would drop a misspelt field without a word.
+"""What the API server accepts of a JobSet, as far as our template goes.
+
+Written for these tests after the public reference of JobSet v1alpha2, batch/v1 Job and core/v1 Pod. It
+knows the fields that the template uses and their neighbours, and takes no other: the real server would drop a misspelt
+field without a word.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ POD = fields(
     volumes=several(fields("name", name=TEXT, persistentVolumeClaim=fields("claimName", claimName=TEXT))))
 EXIT_CODES = fields("operator values", containerName=TEXT, operator=one_of("In", "NotIn"), values=several(COUNT))
 JOB = fields(
-    "template", parallelism=COUNT, completions=COUNT, completionMode=one_of("Indexed", "NonIndexed"), backoffLimit=COUNT,
+    "template", parallelism=COUNT, completions=COUNT, completionMode=one_of("Indexed", "NonIndexed"),
+    backoffLimit=COUNT,
     podFailurePolicy=fields("rules", rules=several(fields(
         "action", action=one_of("FailJob", "FailIndex", "Ignore", "Count"), onExitCodes=EXIT_CODES))),
     template=fields("spec", metadata=METADATA, spec=POD))

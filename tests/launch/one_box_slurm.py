@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ SchedulerParameters=sched_interval=2,bf_interval=2
 JobRequeue=1
 KillWait=60
 ReturnToService=2
+MinJobAge=600
 SlurmdParameters=config_overrides
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=4
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=4
@@ -67,6 +69,8 @@ class Slurm:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.run("scancel", "--full", "--signal=KILL", "--user=root")  # a daemon's end leaves its jobs running
+        self.wait(lambda: not self.run("squeue", "-h").strip(), 20)
         for daemon in self._daemons:
             daemon.terminate()
         for daemon in self._daemons:
@@ -78,15 +82,21 @@ class Slurm:
     def run(self, *command: object, **options: object) -> str:
         """What a command of Slurm prints."""
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=self.environment,
-                              timeout=60, check=False, **options)
+                              timeout=300, check=False, **options)
         return done.stdout
 
     def state(self, job: str) -> str:
         """PENDING, RUNNING, COMPLETED ..."""
-        shown = self.run("scontrol", "show", "job", job)
-        return shown.partition("JobState=")[2].split(maxsplit=1)[0] if "JobState=" in shown else ""
+        return self.shown(job, "JobState")
 
-    def wait(self, condition: object, seconds: float) -> bool:
+    def restarts(self, job: str) -> int:
+        return int(self.shown(job, "Restarts"))
+
+    def shown(self, job: str, field: str) -> str:
+        """A field of `scontrol show job`."""
+        return self.run("scontrol", "show", "job", job).partition(f"{field}=")[2].split(maxsplit=1)[0]
+
+    def wait(self, condition: Callable[[], object], seconds: float) -> bool:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if condition():

@@ -83,7 +83,7 @@ class Two:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def pid(self, number):
-        found = subprocess.run(["pgrep", "-P", str(self.script.pid), "-f", f"--process {number}$"], capture_output=True,
+        found = subprocess.run(["pgrep", "-P", str(self.script.pid), "-f", f"process {number}$"], capture_output=True,
                                text=True, check=False)
         return int(found.stdout)
 
@@ -123,8 +123,9 @@ def test_a_mistake_comes_back_from_the_processes(tmp_path):
     assert "no.py" in (tmp_path / "logs" / "process_1.log").read_text()
 
 
-@pytest.mark.parametrize(("arguments", "words"), [((), "number of processes"), (("two", "train"), "number of processes"),
-                                                  ((0, "train"), "number of processes"), ((2,), "name a command")])
+@pytest.mark.parametrize(("arguments", "words"), [
+    ((), "number of processes"), (("two", "train"), "number of processes"), ((0, "train"), "number of processes"),
+    ((2,), "name a command")])
 def test_processes_wants_a_number_and_a_command(arguments, words):
     one_sentence(bash("processes.sh", *arguments), words)
 
@@ -142,9 +143,11 @@ def test_a_training_that_left_early_has_not_finished(tmp_path, does, code):
 
 def test_a_stop_reaches_the_training_and_is_no_end(tmp_path):
     python = tmp_path / "python"
-    python.write_text("#!/bin/bash\ntrap 'touch $4/saved; exit 0' TERM\ntouch $4/ready\nwhile true; do sleep 0.1; done\n")
+    python.write_text("#!/bin/bash\ntrap 'touch $4/saved; exit 0' TERM\ntouch $4/ready\n"
+                      "while true; do sleep 0.1; done\n")
     python.chmod(0o755)
-    running = subprocess.Popen(["bash", LAUNCH / "until_finished.sh", tmp_path], env={**os.environ, "PYTHON": str(python)})
+    running = subprocess.Popen(["bash", LAUNCH / "until_finished.sh", tmp_path],
+                               env={**os.environ, "PYTHON": str(python)})
     wait_for((tmp_path / "ready").exists, 30)
     running.send_signal(signal.SIGTERM)
     assert running.wait(30) == 75 and (tmp_path / "saved").exists()
@@ -203,8 +206,8 @@ def test_create_waits_for_what_becomes_of_the_request(tmp_path, states, code):
 
 # JobSet and SkyPilot
 
-VALUES = ["name=mine", "image=registry.example/mine:1", "config=configs/X.py", "workdir=/mnt/runs/X", "hosts=4", "chips=4",
-          "accelerator=tpu-v5-lite-podslice", "topology=4x4", "claim=runs"]
+VALUES = ["name=mine", "image=registry.example/mine:1", "config=configs/X.py", "workdir=/mnt/runs/X", "hosts=4",
+          "chips=4", "accelerator=tpu-v5-lite-podslice", "topology=4x4", "claim=runs"]
 
 
 def render(*values):
@@ -272,8 +275,8 @@ def test_the_nodes_of_a_sky_pilot_task_find_each_other(tmp_path):
                  "CONFIG": "configs/X.py", "RUN": "X", "PATH": os.environ["PATH"]}
     subprocess.run(["bash", "-c", text], cwd=tmp_path, env=variables, check=False, timeout=30)
     assert (tmp_path / "arguments").read_text().split() == [
-        "-m", "transfer_jax.train", "--workdir", "/runs/X", "--config", "configs/X.py", "--coordinator", "10.0.0.1:8476",
-        "--processes", "2", "--process", "1"]
+        "-m", "transfer_jax.train", "--workdir", "/runs/X", "--config", "configs/X.py", "--coordinator",
+        "10.0.0.1:8476", "--processes", "2", "--process", "1"]
 
 
 # Sweeps in several processes
@@ -313,7 +316,8 @@ def test_the_runs_of_a_sweep_can_be_listed(digits_file, tmp_path):
 
 @pytest.mark.parametrize(("flags", "words"), [
     (("--only", 3), "--only 3: the sweep has the runs 0 ... 2"), (("--jobs", 2), "need --executor local or slurm"),
-    (("--executor", "local", "--jobs", 0), "at least one run"), (("--executor", "local", "--slurm", "time=1"), "not for"),
+    (("--executor", "local", "--jobs", 0), "at least one run"),
+    (("--executor", "local", "--slurm", "time=1"), "not for"),
     (("--executor", "local", "--slurm", "time"), "KEY=VALUE"), (("--executor", "moon"), "invalid choice")])
 def test_options_of_a_sweep_that_cannot_be(digits_file, tmp_path, flags, words):
     path = tiny(digits_file, tmp_path, 4, RUNS)

@@ -2,6 +2,8 @@
 
 import os
 import re
+import signal
+import subprocess
 
 import pytest
 from one_box_slurm import Slurm, free_port
@@ -9,7 +11,7 @@ from tiny_experiment import ROOT, config, process, read_json, write_config
 
 from transfer_jax.training.writers import read_metrics
 
-STEPS = 1200
+STEPS = 2000
 
 
 @pytest.fixture(scope="module")
@@ -23,40 +25,84 @@ def slurm(tmp_path_factory):
 
 def experiment(digits_file, steps):
     values = config(digits_file, {"checkpoint_every": 50, "log_every": 50, "steps_per_dispatch": 10,
-                                  "stages.pretrain.steps": steps})
+                                  "heartbeat_seconds": 60, "stages.pretrain.steps": steps})
     values["stages"] = {"pretrain": values["stages"]["pretrain"]}
     return values
 
 
-def submit(slurm, *flags):
-    """The number of a job that was given to sbatch."""
-    printed = slurm.run("sbatch", *flags, cwd=ROOT)
-    found = re.search(r"Submitted batch job (\d+)", printed)
-    assert found, printed
-    return found[1]
+class Job:
+    """A training of two tasks on two nodes."""
+
+    def __init__(self, slurm, path, run, log):
+        self.slurm, self.run, self.log = slurm, run, log
+        printed = slurm.run("sbatch", "-N2", "--ntasks-per-node=1", f"--output={log}", "launch/slurm.sbatch", "--config",
+                            path, "--workdir", run, cwd=ROOT)
+        self.number = re.search(r"Submitted batch job (\d+)", printed)[1]
+
+    def saved(self):
+        """The step of the newest checkpoint, or 0."""
+        folder = self.run / "checkpoints" / "pretrain"
+        return max((int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()),
+                   default=0) if folder.is_dir() else 0
+
+    def goes_on_beyond(self, step):
+        assert self.slurm.wait(lambda: self.saved() > step, 240), self.said()
+
+    def is_back_in_the_queue(self, times):
+        """Waits for that, starts it again at once (Slurm would wait two minutes), and returns where it stopped."""
+        assert self.slurm.wait(lambda: self.slurm.restarts(self.number) == times
+                               and self.slurm.state(self.number) == "PENDING", 120), self.said()
+        stopped = self.saved()
+        assert 0 < stopped < STEPS
+        self.slurm.run("scontrol", "update", f"jobid={self.number}", "StartTime=now")
+        return stopped
+
+    def completes(self):
+        assert self.slurm.wait(lambda: self.slurm.state(self.number) == "COMPLETED", 240), self.said()
+
+    def said(self):
+        return self.slurm.state(self.number), self.log.read_text() if self.log.exists() else "no log"
 
 
-def test_a_job_that_is_requeued_saves_goes_on_and_repeats_nothing(slurm, digits_file, tmp_path):
+def kill_a_task(run):
+    """As if a node ran out of memory: one of the two Pythons is gone without a word."""
+    found = subprocess.run(["pgrep", "-f", f"^[^ ]*python -m transfer_jax.train .*{run}"], capture_output=True, text=True,
+                           check=False)
+    tasks = found.stdout.split()
+    assert len(tasks) == 2
+    os.kill(int(tasks[1]), signal.SIGKILL)
+
+
+def test_a_job_goes_on_after_a_failure_a_preemption_and_the_end_of_its_time(slurm, digits_file, tmp_path):
     path, run, log = write_config(tmp_path, experiment(digits_file, STEPS)), tmp_path / "run", tmp_path / "job.out"
-    job = submit(slurm, "-N2", "--ntasks-per-node=1", f"--output={log}", "launch/slurm.sbatch", "--config", path,
-                 "--workdir", run)
+    job = Job(slurm, path, run, log)
+    job.goes_on_beyond(0)
+    kill_a_task(run)
+    failed = job.is_back_in_the_queue(1)
 
-    def saved():
-        folder = run / "checkpoints" / "pretrain"
-        return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
+    job.goes_on_beyond(failed)
+    slurm.run("scontrol", "requeue", job.number)  # what a preemption does
+    preempted = job.is_back_in_the_queue(2)
 
-    assert slurm.wait(saved, 120), log.read_text()
-    slurm.run("scontrol", "requeue", job)
-    assert slurm.wait(lambda: slurm.state(job) == "PENDING", 60), log.read_text()
-    stopped = saved()[-1]
-    assert stopped < STEPS
-    slurm.run("scontrol", "update", f"jobid={job}", "StartTime=now")
-    assert slurm.wait(lambda: slurm.state(job) == "COMPLETED", 240), (slurm.state(job), log.read_text())
+    job.goes_on_beyond(preempted)
+    slurm.run("scancel", "--batch", "--signal=TERM", job.number)  # what --signal=B:TERM@120 does
+    stopped = job.is_back_in_the_queue(3)
+    job.completes()
+
     text = log.read_text()
-    assert f"continuing after step {stopped}" in text and "stopped by SIGTERM; everything is saved" in text
+    assert text.count("stopped by SIGTERM; everything is saved") == 4, text  # two processes, twice
+    assert all(f"continuing after step {step}" in text for step in (failed, preempted, stopped)), text
     lines = [line["step"] for line in read_metrics(run) if line["kind"] == "train"]
-    assert lines == list(range(50, STEPS + 1, 50))
+    assert lines == list(range(50, STEPS + 1, 50))  # no gap, nothing twice
     assert (run / "report.html").is_file()
+
+
+def test_a_mistake_of_the_user_is_not_repeated(slurm, tmp_path):
+    log = tmp_path / "job.out"
+    slurm.run("sbatch", "--wait", "-N1", f"--output={log}", "launch/slurm.sbatch", "--config", "no.py", "--workdir",
+              tmp_path / "run", cwd=ROOT)
+    text = log.read_text()
+    assert text.count("error: ") - text.count("srun: error: ") == 1 and "no.py" in text and "queue" not in text, text
 
 
 SWEEP = [{"stages.pretrain.lr": 0.01}, {"stages.pretrain.lr": 0.02}]
@@ -77,9 +123,9 @@ def test_a_sweep_through_the_executor(slurm, digits_file, tmp_path, monkeypatch)
     for name, value in slurm.environment.items():
         if os.environ.get(name) != value:
             monkeypatch.setenv(name, value)
-    path = write_config(tmp_path, experiment(digits_file, 4), [*SWEEP, {"stages.pretrain.lr": -1.0}])
-    done = process("sweep", "--config", path, "--workdir", tmp_path / "sweep", "--executor", "slurm", "--jobs", "2",
-                   "--slurm", "time=10")
+    path = write_config(tmp_path, experiment(digits_file, 4), [SWEEP[0], {"stages.pretrain.lr": -1.0}])
+    done = process("sweep", "--config", path, "--workdir", tmp_path / "sweep", "--executor", "slurm", "--slurm",
+                   "time=10")
     states = {run["name"]: run["state"] for run in read_json(tmp_path / "sweep" / "sweep.json")["runs"]}
-    assert states == {"lr=0.01": "done", "lr=0.02": "done", "lr=-1.0": "failed"}, done.stderr
+    assert states == {"lr=0.01": "done", "lr=-1.0": "failed"}, done.stderr
     assert done.returncode == 1 and "report:" in done.stdout

@@ -150,10 +150,6 @@ def _child(command: Sequence[str], log: IO[str]) -> Iterator[subprocess.Popen]:
 
 def _executor(kind: str, folder: Path, parameters: Sequence[str]) -> Any:
     """submitit's executor with the parameters of a job, `key=value`."""
-    try:
-        import submitit
-    except ImportError as error:
-        raise UserError("--executor local and slurm need submitit: pip install submitit") from error
     if kind == "slurm" and shutil.which("srun") is None:
         raise UserError("--executor slurm needs a machine with Slurm (srun is not found)")
     given = dict(parameter.partition("=")[::2] for parameter in parameters)
@@ -161,6 +157,10 @@ def _executor(kind: str, folder: Path, parameters: Sequence[str]) -> Any:
         raise UserError(f"--slurm takes KEY=VALUE pairs, not {' '.join(parameters)!r}")
     if given and kind != "slurm":
         raise UserError(f"--slurm {' '.join(parameters)} is for --executor slurm, not for {kind}")
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("--executor local and slurm need submitit: pip install submitit") from error
     values = {key: int(value) if value.isdigit() else value for key, value in given.items()}
     executor = submitit.AutoExecutor(folder=folder, cluster=kind)
     try:
