@@ -257,9 +257,10 @@ class Watch(threading.Thread):
             if number != str(self.me):
                 self._end(f"process {number} on {sentence}")
         now = time.monotonic()
-        pulses = dict(self._client.key_value_dir_get("transfer_jax/pulse/"))
+        pulses = {key.rpartition("/")[2]: pulse for key, pulse in
+                  self._client.key_value_dir_get("transfer_jax/pulse/")}
         for number in range(count()):  # also those that have not written one yet
-            pulse = pulses.get(f"transfer_jax/pulse/{number}", "")
+            pulse = pulses.get(str(number), "")
             last, since = self._seen.get(number, (None, now))
             if pulse != last:
                 self._seen[number] = pulse, now
