@@ -41,7 +41,7 @@ def write_experiment(folder: Path) -> Path:
     """Two stages that read images while they train, with BatchNorm, an average and dropout."""
     data = {"kind": "folder", "path": str(write_images(folder / "images"))}
     values = config(folder, {
-        "checkpoint_every": 5, "heartbeat_seconds": 30, "model.backbones.backbone.norm": "batch",
+        "checkpoint_every": 5, "heartbeat_seconds": 20, "model.backbones.backbone.norm": "batch",
         "model.heads.digits": {"kind": "mlp", "hidden": (8,), "dropout": 0.5},
         "streams.train": {"data": data, "batch_size": 16, "domain": "plain", "storage": "host", "threads": 2,
                           "on_bad_example": "error"},

@@ -11,10 +11,12 @@ a collective operation, and end them without a name.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -192,16 +194,21 @@ class Watch(threading.Thread):
         self.interval = min(1.0, heartbeat_seconds / 5)
         self.me = jax.process_index()
         self._done = threading.Event()
-        self._seen: dict[str, tuple[str, float]] = {}
+        self._beat = 0
+        self._seen: dict[int, tuple[str, float]] = {}
         self._hosts: dict[str, str] = {}
         self._client = _client()
+        self._coordinator = _coordinator()
 
     def run(self) -> None:
-        for beat in itertools.count():
+        if self.me != 0:
+            threading.Thread(target=self._watch_coordinator, name="watch of process 0", daemon=True).start()
+            self._catch_abort()
+        for self._beat in itertools.count():
             if self._done.wait(self.interval):
                 return
             try:
-                self._client.key_value_set(f"transfer_jax/pulse/{self.me}", f"{beat} {_here()}", True)
+                self._client.key_value_set(f"transfer_jax/pulse/{self.me}", f"{self._beat} {_here()}", True)
                 self._look()
             except jax.errors.JaxRuntimeError as error:
                 if not self._done.is_set():
@@ -221,20 +228,45 @@ class Watch(threading.Thread):
     def stop(self) -> None:
         self._done.set()
 
+    def _watch_coordinator(self) -> None:
+        """A table that hangs lets whoever reads it wait, so that another thread has to count.
+
+        It counts its own looks, not seconds: a whole process that stood still must not blame another one.
+        """
+        seen, looks = -1, 0
+        while not self._done.wait(self.interval):
+            seen, looks = self._beat, looks + 1 if seen == self._beat else 0
+            if looks * self.interval > self.heartbeat:
+                self._end(f"process 0, the coordinator, has not answered for {looks * self.interval:.0f} s")
+
+    def _catch_abort(self) -> None:
+        """JAX aborts a process, without a name, as soon as its connection to the coordinator breaks; only a handler in
+        C sees that in time, since one of Python's would run after the end."""
+        @ctypes.CFUNCTYPE(None, ctypes.c_int)
+        def aborted(number: int) -> None:
+            del number
+            if not self._done.is_set() and not _listens(self._coordinator):
+                self._end("process 0, the coordinator, cannot be reached any more")
+
+        self._handler = aborted  # C keeps no count of references
+        ctypes.CDLL(None).signal(signal.SIGABRT, aborted)
+
     def _look(self) -> None:
         for key, sentence in self._client.key_value_dir_get("transfer_jax/failed/"):
             number = key.rpartition("/")[2]
             if number != str(self.me):
                 self._end(f"process {number} on {sentence}")
         now = time.monotonic()
-        for key, pulse in self._client.key_value_dir_get("transfer_jax/pulse/"):
-            number = key.rpartition("/")[2]
-            if pulse == self._seen.get(number, ("", 0.0))[0]:
-                silent = now - self._seen[number][1]
-                if silent > self.heartbeat:
-                    self._end(f"process {number} on {pulse.partition(' ')[2]} has not answered for {silent:.0f} s")
-            else:
+        pulses = {key.rpartition("/")[2]: pulse for key, pulse in
+                  self._client.key_value_dir_get("transfer_jax/pulse/")}
+        for number in range(count()):  # also those that have not written one yet
+            pulse = pulses.get(str(number), "")
+            last, since = self._seen.get(number, (None, now))
+            if pulse != last:
                 self._seen[number] = pulse, now
+            elif now - since > self.heartbeat:
+                place = pulse.partition(" ")[2]
+                self._end(f"process {number}{place and ' on '}{place} has not answered for {now - since:.0f} s")
 
     def _end(self, reason: str) -> None:
         print(f"error: {reason}; process {self.me} ends too, the same command continues from the last checkpoint",
@@ -250,6 +282,21 @@ def _client() -> Any:
     from jax._src import distributed  # JAX shows its table of strings nowhere else
 
     return distributed.global_state.client
+
+
+def _coordinator() -> tuple[str, int]:
+    from jax._src import distributed
+
+    host, _, port = distributed.global_state.coordinator_address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _listens(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def _first_line(error: BaseException) -> str:
