@@ -1,6 +1,7 @@
 """The scripts of launch/ that need no cluster, and what the others would send to one."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -329,3 +330,20 @@ def test_without_submitit_the_executor_says_so(digits_file, tmp_path, monkeypatc
     path = tiny(digits_file, tmp_path, 4, RUNS)
     one_sentence(command("sweep", "--config", path, "--workdir", tmp_path / "sweep", "--executor", "local"),
                  "need submitit: pip install submitit")
+
+
+# docs/launch.md
+
+
+def test_the_page_names_all_scripts_and_no_others():
+    text = (ROOT / "docs" / "launch.md").read_text()
+    named = set(re.findall(r"launch/([\w.]+\.(?:sh|sbatch|py|yaml))", text))
+    assert all((LAUNCH / name).is_file() for name in named)
+    ours = {path.name for path in LAUNCH.iterdir() if path.is_file()}
+    assert ours - named == {"environment.sh", "slurm_run.sh", "quickstart.sh", "test.sh"}
+
+
+def test_the_commands_of_the_page_are_understood():
+    text = (ROOT / "docs" / "launch.md").read_text()
+    rendering = shlex.split(text.partition("python launch/render_jobset.py ")[2].partition("|")[0].replace("\\\n", ""))
+    jsonschema.validate(yaml.safe_load(render(*rendering).stdout), JOB_SET)
