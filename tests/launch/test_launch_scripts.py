@@ -297,12 +297,14 @@ def test_a_sweep_in_processes_of_its_own(digits_file, tmp_path):
     assert all(f"lr={rate}" in (workdir / "report.md").read_text() for rate in (0.01, 0.02))
 
 
-def test_a_stopped_sweep_stops_its_run_and_starts_no_other(digits_file, tmp_path):
+@pytest.mark.parametrize(("number", "flags"), [(signal.SIGTERM, ()), (signal.SIGUSR2, ("--only", "0"))])
+def test_a_stopped_sweep_stops_its_run_and_starts_no_other(digits_file, tmp_path, number, flags):
+    """Also by submitit's warning before the time of a job ends."""
     path, workdir = tiny(digits_file, tmp_path, 100_000, RUNS[::2]), tmp_path / "sweep"
-    running = subprocess.Popen([sys.executable, "-m", "transfer_jax.sweep", "--config", path, "--workdir", workdir],
-                               cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen([sys.executable, "-m", "transfer_jax.sweep", "--config", path, "--workdir", workdir,
+                                *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: saved(workdir / "lr=0.01"))
-    running.send_signal(signal.SIGTERM)
+    running.send_signal(number)
     _, err = running.communicate(timeout=200)
     assert running.returncode == 0 and "stopped by SIGTERM" in err
     assert "stopped by SIGTERM" in (workdir / "lr=0.01" / "output.txt").read_text()
