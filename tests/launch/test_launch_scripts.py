@@ -1,6 +1,7 @@
 """The scripts of launch/ that need no cluster, and what the others would send to one."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -296,12 +297,14 @@ def test_a_sweep_in_processes_of_its_own(digits_file, tmp_path):
     assert all(f"lr={rate}" in (workdir / "report.md").read_text() for rate in (0.01, 0.02))
 
 
-def test_a_stopped_sweep_stops_its_run_and_starts_no_other(digits_file, tmp_path):
+@pytest.mark.parametrize(("number", "flags"), [(signal.SIGTERM, ()), (signal.SIGUSR2, ("--only", "0"))])
+def test_a_stopped_sweep_stops_its_run_and_starts_no_other(digits_file, tmp_path, number, flags):
+    """Also by submitit's warning before the time of a job ends."""
     path, workdir = tiny(digits_file, tmp_path, 100_000, RUNS[::2]), tmp_path / "sweep"
-    running = subprocess.Popen([sys.executable, "-m", "transfer_jax.sweep", "--config", path, "--workdir", workdir],
-                               cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen([sys.executable, "-m", "transfer_jax.sweep", "--config", path, "--workdir", workdir,
+                                *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: saved(workdir / "lr=0.01"))
-    running.send_signal(signal.SIGTERM)
+    running.send_signal(number)
     _, err = running.communicate(timeout=200)
     assert running.returncode == 0 and "stopped by SIGTERM" in err
     assert "stopped by SIGTERM" in (workdir / "lr=0.01" / "output.txt").read_text()
@@ -329,3 +332,20 @@ def test_without_submitit_the_executor_says_so(digits_file, tmp_path, monkeypatc
     path = tiny(digits_file, tmp_path, 4, RUNS)
     one_sentence(command("sweep", "--config", path, "--workdir", tmp_path / "sweep", "--executor", "local"),
                  "need submitit: pip install submitit")
+
+
+# docs/launch.md
+
+
+def test_the_page_names_all_scripts_and_no_others():
+    text = (ROOT / "docs" / "launch.md").read_text()
+    named = set(re.findall(r"launch/([\w.]+\.(?:sh|sbatch|py|yaml))", text))
+    assert all((LAUNCH / name).is_file() for name in named)
+    ours = {path.name for path in LAUNCH.iterdir() if path.is_file()}
+    assert ours - named == {"environment.sh", "slurm_run.sh", "quickstart.sh", "test.sh"}
+
+
+def test_the_commands_of_the_page_are_understood():
+    text = (ROOT / "docs" / "launch.md").read_text()
+    rendering = shlex.split(text.partition("python launch/render_jobset.py ")[2].partition("|")[0].replace("\\\n", ""))
+    jsonschema.validate(yaml.safe_load(render(*rendering).stdout), JOB_SET)

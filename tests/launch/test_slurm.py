@@ -35,8 +35,8 @@ class Job:
 
     def __init__(self, slurm, path, run, log):
         self.slurm, self.run, self.log = slurm, run, log
-        printed = slurm.run("sbatch", "-N2", "--ntasks-per-node=1", f"--output={log}", "launch/slurm.sbatch", "--config",
-                            path, "--workdir", run, cwd=ROOT)
+        printed = slurm.run("sbatch", "-N2", "--ntasks-per-node=1", f"--output={log}", "launch/slurm.sbatch",
+                            "--config", path, "--workdir", run, cwd=ROOT)
         self.number = re.search(r"Submitted batch job (\d+)", printed)[1]
 
     def saved(self):
@@ -49,12 +49,15 @@ class Job:
         assert self.slurm.wait(lambda: self.saved() > step, 240), self.said()
 
     def is_back_in_the_queue(self, times):
-        """Waits for that, starts it again at once (Slurm would wait two minutes), and returns where it stopped."""
+        """Waits for that, starts it again soon, and returns where it stopped.
+
+        Slurm would wait two minutes. Within the same seconds a node refuses a job as one that was ended.
+        """
         assert self.slurm.wait(lambda: self.slurm.restarts(self.number) == times
                                and self.slurm.state(self.number) == "PENDING", 120), self.said()
         stopped = self.saved()
         assert 0 < stopped < STEPS
-        self.slurm.run("scontrol", "update", f"jobid={self.number}", "StartTime=now")
+        self.slurm.run("scontrol", "update", f"jobid={self.number}", "StartTime=now+4")
         return stopped
 
     def completes(self):
@@ -66,8 +69,8 @@ class Job:
 
 def kill_a_task(run):
     """As if a node ran out of memory: one of the two Pythons is gone without a word."""
-    found = subprocess.run(["pgrep", "-f", f"^[^ ]*python -m transfer_jax.train .*{run}"], capture_output=True, text=True,
-                           check=False)
+    found = subprocess.run(["pgrep", "-f", f"^[^ ]*python -m transfer_jax.train .*{run}"], capture_output=True,
+                           text=True, check=False)
     tasks = found.stdout.split()
     assert len(tasks) == 2
     os.kill(int(tasks[1]), signal.SIGKILL)
