@@ -131,8 +131,11 @@ def test_a_fault_within_one_of_two_processes(experiment, pair, tmp_path):
     """A thread that raises, a full disk for its part of a save, NaN in its examples, an image that is gone."""
     def fails(codes, sentence, *inject, number=1):
         team = experiment.begin(tmp_path, 2, inject={number: inject})
+        team.reach_first_end()
+        began = time.monotonic()
         # What both find out at the same moment ends the one or the other by its own word or by the other's.
         assert team.end() == codes or (codes == [2, 2] and set(team.codes()) == {2, FAILED_BY_ANOTHER}), team.texts()
+        assert time.monotonic() - began < LOAD  # a second where the machine is idle, never the heartbeat time of 20
         assert any(sentence in child.text for child in team.children), team.texts()
         for child in (child for child in team.children if child.code == FAILED_BY_ANOTHER):
             assert (f"error: process {number} on" in child.text or codes == [2, 2]) and sentence in child.text
@@ -172,12 +175,16 @@ def test_other_numbers_of_processes_and_devices_go_on(experiment, alone, tmp_pat
 
 
 def test_a_polite_stop_before_and_between_stages(experiment, alone, tmp_path):
-    for appears in ("config.json", "stages/pretrain.json"):
-        team = experiment.begin(tmp_path)
-        team.reach((tmp_path / appears).is_file)
-        team.send(signal.SIGTERM)
+    def stopped(team):
         assert team.end() == [0], team.texts()
         assert "stopped by SIGTERM; everything is saved" in team.texts()
+
+    stopped(experiment.begin(tmp_path, inject={0: [["stopped_while_opening"]]}))
+    assert not (tmp_path / "metrics.jsonl").exists()
+    team = experiment.begin(tmp_path)
+    team.reach((tmp_path / "stages" / "pretrain.json").is_file)
+    team.send(signal.SIGTERM)
+    stopped(team)
     experiment.finish(tmp_path)
     assert_same_end(tmp_path, alone)
 
