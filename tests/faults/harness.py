@@ -124,6 +124,11 @@ class Team:
                 raise AssertionError(f"ended, or took too long: {self.codes()}\n{self.texts()}")
             time.sleep(0.001)
 
+    def reach_first_end(self, seconds: float = 120) -> None:
+        until = time.monotonic() + seconds
+        while all(code is None for code in self.codes()) and time.monotonic() < until:
+            time.sleep(0.01)
+
     def end(self, seconds: float = 120) -> list[int]:
         """The exit codes of all; none may hang. Those that are stopped are no hang of ours."""
         until = time.monotonic() + seconds

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 
 import numpy as np
 import orbax.checkpoint as ocp
 
 from transfer_jax.data.host import HostStream
+from transfer_jax.experiment.workdir import Workdir
 
 
 def thread_raises(step: int) -> None:
@@ -40,3 +42,14 @@ def save_fails() -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     ocp.AsyncCheckpointer.wait_until_finished = full
+
+
+def stopped_while_opening() -> None:
+    """SIGTERM comes while the workdir is opened, long before anything trains."""
+    opened = Workdir.open
+
+    def interrupted(self, *given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return opened(self, *given)
+
+    Workdir.open = interrupted

@@ -59,17 +59,6 @@ def pair(experiment, folder):
     return experiment.finish(folder / "pair", 2).workdir
 
 
-@pytest.fixture
-def counted(request, experiment, pytestconfig):
-    """Adds a test that passed to the counts."""
-    before = request.session.testsfailed
-    yield
-    path = pytestconfig.getoption("--counts")
-    if path and request.session.testsfailed == before:
-        with open(path + ".faults", "a") as file:
-            file.write(request.node.name + "\n")
-
-
 def assert_no_gap(workdir):
     """Every step has its one line."""
     lines = read_metrics(workdir)
@@ -102,7 +91,7 @@ def kill(team, victims, moment):
         assert "the same command continues from the last checkpoint" in child.text
 
 
-def test_one_of_two_processes_dies_hangs_or_is_asked_to_stop(experiment, pair, tmp_path, counted):
+def test_one_of_two_processes_dies_hangs_or_is_asked_to_stop(experiment, pair, tmp_path):
     """One run, which meets all of it one after the other."""
     hurry = f"--config.heartbeat_seconds={HEARTBEAT}"
     team = experiment.begin(tmp_path, 2)
@@ -138,12 +127,15 @@ def test_one_of_two_processes_dies_hangs_or_is_asked_to_stop(experiment, pair, t
     assert_same_end(tmp_path, pair)
 
 
-def test_a_fault_within_one_of_two_processes(experiment, pair, tmp_path, counted):
+def test_a_fault_within_one_of_two_processes(experiment, pair, tmp_path):
     """A thread that raises, a full disk for its part of a save, NaN in its examples, an image that is gone."""
     def fails(codes, sentence, *inject, number=1):
         team = experiment.begin(tmp_path, 2, inject={number: inject})
+        team.reach_first_end()
+        began = time.monotonic()
         # What both find out at the same moment ends the one or the other by its own word or by the other's.
         assert team.end() == codes or (codes == [2, 2] and set(team.codes()) == {2, FAILED_BY_ANOTHER}), team.texts()
+        assert time.monotonic() - began < LOAD  # a second where the machine is idle, never the heartbeat time of 20
         assert any(sentence in child.text for child in team.children), team.texts()
         for child in (child for child in team.children if child.code == FAILED_BY_ANOTHER):
             assert (f"error: process {number} on" in child.text or codes == [2, 2]) and sentence in child.text
@@ -169,7 +161,7 @@ def test_a_fault_within_one_of_two_processes(experiment, pair, tmp_path, counted
     assert_same_end(tmp_path, pair)
 
 
-def test_other_numbers_of_processes_and_devices_go_on(experiment, alone, tmp_path, counted):
+def test_other_numbers_of_processes_and_devices_go_on(experiment, alone, tmp_path):
     last = 0
     for processes, devices in ((2, 4), (1, 8), (1, 1), (4, 1)):
         team = experiment.begin(tmp_path, processes, devices)
@@ -182,13 +174,17 @@ def test_other_numbers_of_processes_and_devices_go_on(experiment, alone, tmp_pat
     assert_close_end(tmp_path, alone)
 
 
-def test_a_polite_stop_before_and_between_stages(experiment, alone, tmp_path, counted):
-    for appears in ("config.json", "stages/pretrain.json"):
-        team = experiment.begin(tmp_path)
-        team.reach((tmp_path / appears).is_file)
-        team.send(signal.SIGTERM)
+def test_a_polite_stop_before_and_between_stages(experiment, alone, tmp_path):
+    def stopped(team):
         assert team.end() == [0], team.texts()
         assert "stopped by SIGTERM; everything is saved" in team.texts()
+
+    stopped(experiment.begin(tmp_path, inject={0: [["stopped_while_opening"]]}))
+    assert not (tmp_path / "metrics.jsonl").exists()
+    team = experiment.begin(tmp_path)
+    team.reach((tmp_path / "stages" / "pretrain.json").is_file)
+    team.send(signal.SIGTERM)
+    stopped(team)
     experiment.finish(tmp_path)
     assert_same_end(tmp_path, alone)
 
@@ -207,7 +203,7 @@ def mounted(path, *arguments):
 
 
 @pytest.mark.parametrize("checkpoint_every", [5, 1000])
-def test_a_full_disk(experiment, alone, tmp_path, checkpoint_every, counted):
+def test_a_full_disk(experiment, alone, tmp_path, checkpoint_every):
     """It shows in a save, or in the metrics where the next save is far away."""
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as small:
         team = experiment.begin(small / "run", 1, 1, f"--config.checkpoint_every={checkpoint_every}")
@@ -224,7 +220,7 @@ def test_a_full_disk(experiment, alone, tmp_path, checkpoint_every, counted):
         assert_same_end(small / "run", alone)
 
 
-def test_a_folder_that_cannot_be_written(experiment, alone, tmp_path, counted):
+def test_a_folder_that_cannot_be_written(experiment, alone, tmp_path):
     team = experiment.begin(tmp_path / "run")
     team.reach(lambda: team.steps("pretrain"))
     team.send(signal.SIGKILL)
@@ -258,7 +254,7 @@ def empty(step):
 
 
 @pytest.mark.parametrize("harm", [truncate, flip, empty, shutil.rmtree], ids=lambda harm: harm.__name__)
-def test_a_damaged_checkpoint(experiment, alone, tmp_path, harm, counted):
+def test_a_damaged_checkpoint(experiment, alone, tmp_path, harm):
     """The one before it serves."""
     run = tmp_path / "run"
     shutil.copytree(alone, run)
