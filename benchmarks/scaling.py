@@ -249,7 +249,7 @@ def show_input(given: argparse.Namespace) -> None:
                 stream.close()
     print_table(("threads", "images/s", "min", "max"), [
         (str(threads), f"{statistics.median(found):.0f}", f"{min(found):.0f}", f"{max(found):.0f}")
-        for threads, found in rates.items()], Console(),
+        for threads, found in rates.items()], Console(width=120),
         f"JPEG 500 x 375, {size / 1e3:.0f} kB each, {given.rounds} rounds")
 
 
