@@ -8,8 +8,9 @@
 run_or_requeue() {
   local stopped=0 code=0 step
   # Slurm wakes this shell alone (--signal=B:), so it knows why the tasks end with 0. It passes the signal on to the
-  # steps through Slurm: srun itself takes SIGTERM as the order to break them off.
-  trap 'stopped=1; scancel --signal=TERM "$SLURM_JOB_ID" || true' TERM
+  # steps through Slurm: srun itself takes SIGTERM as the order to break them off. In the background, because scancel
+  # tries again for a minute where the job is being requeued; then Slurm has told the tasks itself.
+  trap 'stopped=1; timeout 10 scancel --quiet --signal=TERM "$SLURM_JOB_ID" &' TERM
   srun --kill-on-bad-exit=1 .venv/bin/python "$@" &
   step=$!
   while true; do  # a signal ends `wait` before srun does

@@ -289,6 +289,7 @@ def test_a_sweep_in_processes_of_its_own(digits_file, tmp_path):
     path, workdir = tiny(digits_file, tmp_path, 4, RUNS), tmp_path / "sweep"
     only = command("sweep", "--config", path, "--workdir", workdir, "--only", 0)
     assert only.returncode == 0 and (workdir / "lr=0.01" / "report.html").is_file(), only.stderr
+    assert command("sweep", "--config", path, "--workdir", workdir, "--only", 1).returncode == 2  # a mistake: final
     assert not (workdir / "report.html").exists()
     done = process("sweep", "--config", path, "--workdir", workdir, "--executor", "local")
     assert done.returncode == 1 and "report:" in done.stdout, done.stderr

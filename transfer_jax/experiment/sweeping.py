@@ -63,14 +63,14 @@ class Sweep:
         return self._conclude(states)
 
     def run_only(self, number: int) -> int:
-        """Runs the entry `number`, as a task of an array does. Returns the exit code: 0, or 1 if it failed."""
+        """Runs the entry `number`, as a task of an array does. Returns its exit code; 2 need not be tried again."""
         names = list(self.runs)
         if not 0 <= number < len(names):
             raise UserError(f"--only {number}: the sweep has the runs 0 ... {len(names) - 1}")
-        state = run_one(self.config, self.workdir / names[number], self.flags(names[number]))
+        state, code = _attempt(self.config, self.workdir / names[number], self.flags(names[number]))
         if state == STOPPED:
             raise Interrupted(signal.SIGTERM)
-        return 0 if state in (DONE, SKIPPED) else 1
+        return code if code >= 0 else 1
 
     def submit(self, kind: str, jobs: int | None, parameters: Sequence[str]) -> int:
         """Runs them as jobs of submitit, `jobs` at a time (None: all), and waits for all; see `run`."""
@@ -202,27 +202,36 @@ def finished(workdir: Path) -> bool:
 
 def run_one(config: str, workdir: Path, flags: Sequence[str]) -> str:
     """Runs one entry in a process of its own; returns its state."""
+    return _attempt(config, workdir, flags)[0]
+
+
+def _attempt(config: str, workdir: Path, flags: Sequence[str]) -> tuple[str, int]:
+    """(state, exit code) of an entry."""
     if finished(workdir):
         Workdir(workdir).open(build(ExperimentSpec, load_config(config, flags)), allow_config_change=False)
-        return SKIPPED
+        return SKIPPED, 0
     workdir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "transfer_jax.train", "--config", config, "--workdir", str(workdir),
-               *(f"--config.{flag}" for flag in flags)]
     began = time.monotonic()
-    with open(workdir / "output.txt", "a") as log:
-        with _child(command, log) as process:
-            try:
-                code = process.wait()
-            except KeyboardInterrupt:
-                process.send_signal(signal.SIGINT)  # it saves first
-                process.wait()
-                raise
+    code = _train(config, workdir, flags)
     if code == 0 and finished(workdir):
-        return DONE
-    if code == 0:
+        return DONE, 0
+    if code in (0, -signal.SIGTERM):  # the second: before it could save anything
         print(f"{workdir.name} was stopped before its end; the same command continues", file=sys.stderr)
-        return STOPPED
+        return STOPPED, 0
     last = (workdir / "output.txt").read_text().strip().splitlines()[-1:]
     print(f"{workdir.name} failed after {time.monotonic() - began:.0f} s (exit code {code}): {' '.join(last)}",
           file=sys.stderr)
-    return FAILED
+    return FAILED, code
+
+
+def _train(config: str, workdir: Path, flags: Sequence[str]) -> int:
+    """The exit code of the training as a command."""
+    command = [sys.executable, "-m", "transfer_jax.train", "--config", config, "--workdir", str(workdir),
+               *(f"--config.{flag}" for flag in flags)]
+    with open(workdir / "output.txt", "a") as log, _child(command, log) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)  # it saves first
+            process.wait()
+            raise
