@@ -94,7 +94,7 @@ def kill(team, victims, moment):
 def test_one_of_two_processes_dies_hangs_or_is_asked_to_stop(experiment, pair, tmp_path):
     """One run, which meets all of it one after the other."""
     hurry = f"--config.heartbeat_seconds={HEARTBEAT}"
-    team = experiment.begin(tmp_path, 2)
+    team = experiment.begin(tmp_path, 2, 1, "--config.heartbeat_seconds=8")  # it has to pass, and no more than that
     kill(team, [1], lambda: team.steps("pretrain"))
 
     team = experiment.begin(tmp_path, 2)
