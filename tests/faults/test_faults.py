@@ -87,8 +87,7 @@ def test_what_an_earlier_kill_left_is_no_save(tmp_path):
     assert phase_of(tmp_path, 0, leftovers) == "starting"
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     assert phase_of(tmp_path, 0, leftovers) == "training"
-    left.rmdir()
-    left.mkdir()
+    left.with_name(".writing-10").mkdir()
     assert phase_of(tmp_path, 0, leftovers) == "saving"
 
 
