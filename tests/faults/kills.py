@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -15,6 +16,7 @@ from harness import FAILED_BY_ANOTHER, KILLED, STEPS, Experiment, Team, assert_s
 
 from transfer_jax.training.checkpoint import damage
 
+KILLS_OF_A_RUN = 8  # at most, before it may go on to its end and is compared
 TWO_PROCESSES = 0.2  # the part of the runs that two processes share
 ANSWER = 45  # seconds within which a survivor ends: the heartbeat time of 20 and what a loaded machine takes
 
@@ -52,7 +54,9 @@ class Kills:
             self._write()
 
     def _one_run(self, workdir: Path, processes: int, kills: int) -> None:
-        while self.counts["kills"] < kills and self._killed(workdir, processes):
+        for _ in range(self.random.randint(1, KILLS_OF_A_RUN)):
+            if self.counts["kills"] == kills or not self._killed(workdir, processes):
+                break
             self._write()
         self.experiment.finish(workdir, processes)
         self.counts["runs compared"] += 1
@@ -62,7 +66,7 @@ class Kills:
     def _killed(self, workdir: Path, processes: int) -> bool:
         """Starts the run and kills it somewhere; False if it was done before."""
         before = newest(workdir)
-        lines = size(workdir / "metrics.jsonl")
+        lines, leftovers = size(workdir / "metrics.jsonl"), writing(workdir)
         team = self.experiment.begin(workdir, processes)
         until = time.monotonic() + self.random.uniform(0, self.seconds[processes])
         while time.monotonic() < until and None in team.codes():
@@ -70,12 +74,14 @@ class Kills:
         if None not in team.codes():
             assert team.codes() == [0] * processes, team.texts()
             return False
-        phase = phase_of(workdir, lines)
+        phase = phase_of(workdir, lines, leftovers)
         victims = self.random.choice([[0], [1], [0, 1]]) if processes == 2 else [0]
         if "Gloo" not in team.children[0].text:  # not joined yet: one that is alone waits minutes for the other
             victims = list(range(processes))
         team.send(signal.SIGKILL, victims)
         self._check(team, victims, before)
+        if KILLED not in team.codes():  # it had just come to its end
+            return False
         self.counts["kills"] += 1
         self.counts[f"phase: {phase}"] += 1
         self.counts["victim: " + name_of(victims, processes)] += 1
@@ -93,6 +99,8 @@ class Kills:
                 self.counts["survivors ended"] += 1
                 slowest = max(self.counts["slowest survivor, ms"], round(1000 * (time.monotonic() - killed)))
                 self.counts["slowest survivor, ms"] = slowest
+        measured, whole = (measured_by(path) for path in (team.workdir, self.references[len(team.children)]))
+        assert whole.startswith(measured), f"{team.workdir}: a gap, a double or other numbers in metrics.jsonl"
         after = newest(team.workdir)
         assert all(after.get(stage, -1) >= step for stage, step in before.items()), f"lost: {before} -> {after}"
         for stage, step in after.items():
@@ -120,9 +128,24 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def phase_of(workdir: Path, lines: int) -> str:
-    """What a run is doing, as its folder shows; `lines`: the size of its metrics when it was started."""
-    if any((workdir / "checkpoints").glob("*/.writing-*")):
+def measured_by(workdir: Path) -> bytes:
+    path = workdir / "metrics.jsonl"
+    return path.read_bytes() if path.is_file() else b""
+
+
+def writing(workdir: Path) -> set[tuple[int, int]]:
+    """The hidden folders of saves; one that is removed and made anew is another one."""
+    found = set()
+    for path in (workdir / "checkpoints").glob("*/.writing-*"):
+        with contextlib.suppress(FileNotFoundError):  # it has just become visible
+            found.add((path.stat().st_ino, path.stat().st_ctime_ns))
+    return found
+
+
+def phase_of(workdir: Path, lines: int, leftovers: set[tuple[int, int]]) -> str:
+    """What a run is doing, as its folder shows. When it was started: `lines`, the size of its metrics, and `leftovers`,
+    the hidden folders of saves that an earlier kill has broken off."""
+    if writing(workdir) - leftovers:
         return "saving"
     if all((workdir / "stages" / f"{stage}.json").is_file() for stage in STEPS):
         return "reporting"

@@ -21,7 +21,7 @@ from harness import (
     assert_same_end,
     write_experiment,
 )
-from kills import Kills
+from kills import Kills, phase_of, writing
 
 from transfer_jax.training.writers import read_metrics
 
@@ -78,6 +78,17 @@ def test_random_kills(experiment, alone, pair, tmp_path, pytestconfig):
     kills.run(LONG_KILLS if pytestconfig.getoption("--long") else DEFAULT_KILLS)
     assert not kills.failures
     assert kills.counts["runs compared"] == kills.counts["runs bit-identical"] > 0
+
+
+def test_what_an_earlier_kill_left_is_no_save(tmp_path):
+    left = tmp_path / "checkpoints" / "pretrain" / ".writing-5"
+    left.mkdir(parents=True)
+    leftovers = writing(tmp_path)
+    assert phase_of(tmp_path, 0, leftovers) == "starting"
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    assert phase_of(tmp_path, 0, leftovers) == "training"
+    left.with_name(".writing-10").mkdir()
+    assert phase_of(tmp_path, 0, leftovers) == "saving"
 
 
 def kill(team, victims, moment):
