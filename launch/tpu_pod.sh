@@ -92,8 +92,8 @@ sudo apt-get install -y -qq python3.11-venv && python3.11 -m venv .venv && \
 }
 
 run() {
-  everywhere "cd transfer_jax && nohup .venv/bin/python -m transfer_jax.train --distributed ${*@Q} \
-> train.log 2>&1 < /dev/null &"
+  everywhere "cd transfer_jax && { nohup .venv/bin/python -m transfer_jax.train --distributed ${*@Q} \
+>> train.log 2>&1 < /dev/null & }"
 }
 
 log() {

@@ -81,7 +81,7 @@ class Sweep:
             while waiting or running:
                 while waiting and len(running) < (jobs or len(self.runs)):
                     name = waiting.pop(0)
-                    running[name] = executor.submit(run_one, self.config, self.workdir / name, self.flags(name))
+                    running[name] = _submitted(executor, self.config, self.workdir / name, self.flags(name))
                 time.sleep(POLL_SECONDS)
                 for name in [name for name, job in running.items() if job.done()]:
                     states[name] = _outcome(name, running.pop(name))
@@ -170,6 +170,17 @@ def _executor(kind: str, folder: Path, parameters: Sequence[str]) -> Any:
         raise UserError(f"--slurm: submitit does not take one of {', '.join(values)}; its parameters are those of "
                         "sbatch, with _ for -") from error
     return executor
+
+
+def _submitted(executor: Any, config: str, workdir: Path, flags: Sequence[str]) -> Any:
+    """The job of one entry."""
+    from submitit.core.utils import FailedJobError
+
+    try:
+        return executor.submit(run_one, config, workdir, flags)
+    except (FailedJobError, OSError) as error:  # a partition that is not there, a controller that does not answer
+        said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise UserError(f"the job of {workdir.name} could not be submitted: {said}") from error
 
 
 def _outcome(name: str, job: Any) -> str:
