@@ -22,12 +22,13 @@ from harness import (
     write_experiment,
 )
 from kills import Kills, phase_of, writing
+from table import LONG_KILLS
 
 from transfer_jax.training.writers import read_metrics
 
 HEARTBEAT = 3
 LOAD = 12  # what a busy machine may add to any time, in seconds
-DEFAULT_KILLS, LONG_KILLS = 10, 200
+DEFAULT_KILLS = 10
 
 
 @pytest.fixture(scope="module", autouse=True)
