@@ -19,7 +19,7 @@ from transfer_jax.training.writers import read_metrics
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 POD = {"NAME": "pod", "ZONE": "us-west4-a", "TYPE": "v5litepod-256", "RUNTIME": "v2-alpha-tpuv5-lite"}
-STEPS = 2000
+STEPS = 800
 
 
 def bash(script, *arguments, **environment):

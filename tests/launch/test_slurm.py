@@ -11,7 +11,7 @@ from tiny_experiment import ROOT, config, process, read_json, write_config
 
 from transfer_jax.training.writers import read_metrics
 
-STEPS = 2000
+STEPS = 800
 
 
 @pytest.fixture(scope="module")
