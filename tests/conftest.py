@@ -14,8 +14,9 @@ from transfer_jax.core.compilation import enable_compilation_cache
 
 # XLA:CPU's emitters of fusions take longer to compile than all the rest, whatever the level of optimisation.
 QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False}
-LONGEST = ("test_sharding.py", "test_configs.py", "test_parity.py", "test_resume.py", "test_advising.py",
-           "test_step.py", "test_sweep.py", "test_caching.py", "test_tuning_stages.py")
+LONGEST = ("test_faults.py", "test_slurm.py", "test_launch_scripts.py", "test_processes.py", "test_sharding.py",
+           "test_configs.py", "test_parity.py", "test_resume.py", "test_advising.py", "test_step.py", "test_sweep.py",
+           "test_caching.py", "test_tuning_stages.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
