@@ -165,3 +165,14 @@ def test_a_target_that_matches_nothing_stops_before_training(digits_file, tmp_pa
     stage = {**LOW_RANK, "peft": {"low": {"kind": "lora", "targets": ("backbone/convolution",)}}}
     with pytest.raises(UserError, match="tuned.peft.low.targets: 'backbone/convolution' matches no module"):
         tiny_experiment.run(with_stages(digits_file, tuned=stage), tmp_path)
+
+
+def test_a_rule_of_sharding_for_a_finished_stage_is_no_mistake_of_a_run_that_goes_on(digits_file, tmp_path):
+    tuned = {**LOW_RANK, "steps": 1}
+    values = with_stages(digits_file, tuned=tuned, head={**tuned, "init": "tuned", "peft": {}, "groups": {"head": {}},
+                                                         "partition": (("heads/.*", "head"), (".*", "frozen"))})
+    values["sharding"] = (("peft/.*", "replicate"), (".*", "fsdp"))
+    tiny_experiment.run(values, tmp_path)
+    (tmp_path / "stages" / "head.json").unlink()
+    again = tiny_experiment.run(values, tmp_path)
+    assert again.workdir.record("head") is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -71,11 +72,16 @@ def fetch(tree: Any) -> Any:
     split = [number for number, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)
              and not leaf.is_fully_addressable and not leaf.is_fully_replicated]
     if split:
-        mesh = leaves[split[0]].sharding.mesh
-        whole = jax.jit(lambda parts: parts, out_shardings=NamedSharding(mesh, P()))([leaves[i] for i in split])
+        whole = _gather(leaves[split[0]].sharding.mesh)([leaves[number] for number in split])
         for number, leaf in zip(split, whole, strict=True):
             leaves[number] = leaf
     return jax.device_get(jax.tree.unflatten(structure, leaves))
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Callable[[list[jax.Array]], list[jax.Array]]:
+    """The program that puts arrays whole on all devices; one for a mesh, so that it is compiled once for its shapes."""
+    return jax.jit(lambda parts: parts, out_shardings=NamedSharding(mesh, P()))
 
 
 def batch_parts(mesh: Mesh) -> int:

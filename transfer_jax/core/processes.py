@@ -196,7 +196,6 @@ class Watch(threading.Thread):
         self._done = threading.Event()
         self._beat = 0
         self._seen: dict[int, tuple[str, float]] = {}
-        self._hosts: dict[str, str] = {}
         self._client = _client()
         self._coordinator = _coordinator()
 

@@ -18,7 +18,7 @@ from transfer_jax.core.mesh import batch_spec
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.measuring import Measuring
 from transfer_jax.experiment.spec import ExperimentSpec
-from transfer_jax.experiment.stage import ReadyStage, names_of_metrics, prepare
+from transfer_jax.experiment.stage import ReadyStage, check_layout, names_of_metrics, prepare
 from transfer_jax.training.chips import Chip
 from transfer_jax.training.memory import COLUMNS, Plan, device_limit, make_plan, plan_row
 from transfer_jax.training.progress import print_table
@@ -51,7 +51,7 @@ def compiled_stages(spec: ExperimentSpec, chip: Chip | None) -> list[tuple[Plan,
     assembly = Assembly(spec)
     limit = device_limit() if chip is None else int(chip.memory)
     stages = [prepare(assembly, name) for name in spec.stages]
-    assembly.layout.check(list(dict.fromkeys(path for ready in stages for path in ready.shapes)))
+    check_layout(assembly.layout, stages)
     return [_compiled(assembly, ready, limit) for ready in stages if ready.program.updates]
 
 

@@ -20,7 +20,15 @@ from transfer_jax.experiment.evaluators import Evaluators
 from transfer_jax.experiment.low_rank_files import low_rank_start
 from transfer_jax.experiment.pretraining import with_pretrained
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
-from transfer_jax.experiment.stage import ReadyStage, added_parameters, fresh_variables, renew, total_steps
+from transfer_jax.experiment.stage import (
+    ReadyStage,
+    added_parameters,
+    check_layout,
+    fresh_variables,
+    prepare,
+    renew,
+    total_steps,
+)
 from transfer_jax.experiment.stage_run import StageRun
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.params.initializers import redrawn
@@ -68,9 +76,10 @@ class Runner:
                     self.workdir.collect(names)
 
     def _check_layout(self, runs: Mapping[str, StageRun]) -> None:
-        paths = dict.fromkeys(path for run in runs.values() for path in run.ready.shapes)
-        if paths:
-            self.assembly.layout.check(list(paths))
+        """Rules are for all stages: one that only a finished stage needs is no mistake of a run that goes on."""
+        if self.spec.sharding is not None or self.spec.frozen_sharding is not None:
+            ready = [runs[name].ready if name in runs else prepare(self.assembly, name) for name in self.spec.stages]
+            check_layout(self.assembly.layout, ready)
 
     def planned_steps(self) -> dict[str, int]:
         """The length of every stage."""

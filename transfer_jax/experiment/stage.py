@@ -8,7 +8,7 @@ import inspect
 import math
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,11 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
         f"{PREFIX}{method}/" for method in inherited_methods(assembly.spec, name))))
     return ReadyStage(name, spec, program, defaults, shapes, _outlines(assembly, spec.peft), inherited, looks_back,
                       assembly.layout)
+
+
+def check_layout(layout: Layout, stages: Sequence[ReadyStage]) -> None:
+    """Raises UserError for a rule of sharding that suits no parameter of any stage."""
+    layout.check(list(dict.fromkeys(path for ready in stages for path in ready.shapes)))
 
 
 def names_of_metrics(ready: ReadyStage, variables: tuple[Flat, Any], statistics: Mapping[str, Any],

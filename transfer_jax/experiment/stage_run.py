@@ -169,8 +169,7 @@ class StageRun:
 
     def _check_sound(self, step: int, params: Flat) -> None:
         """A loss tells of bad parameters one step late: without this the last checkpoint could hold them."""
-        sound = jax.jit(lambda leaves: jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), leaves))(params)
-        for path, good in jax.device_get(sound).items():
+        for path, good in jax.device_get(_finite(params)).items():
             if not good:
                 raise UserError(f"stage {self.name!r}: the parameter {path!r} became NaN or infinite by step {step}; "
                                 f"the last checkpoint before it is kept; try a smaller lr or set clip_norm")
@@ -243,6 +242,12 @@ class StageRun:
                 "total": sum(row["parameters"] for row in groups),
                 "optimizer_bytes": sum(row["optimizer_bytes"] for row in groups), "groups": groups, "notes": [],
                 "skipped_examples": {name: len(stream.ledger) for name, stream in streams.items() if stream.ledger}}
+
+
+@jax.jit
+def _finite(leaves: Flat) -> Flat:
+    """Path -> whether all of the leaf is finite."""
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), leaves)
 
 
 def check_selection(spec: ExperimentSpec, stage: StageSpec, where: str) -> None:
