@@ -1,6 +1,6 @@
 """Many devices: bytes between them against the least, input against need, the price of checkpoints, predictions.
 
-    python benchmarks/scaling.py [--only collectives input checkpoints predictions] [--rounds 4]
+    PYTHONPATH=. python benchmarks/scaling.py [--only collectives input checkpoints predictions] [--rounds 4]
 
 collectives: bytes that each device sends in a step, read from programs compiled for 8 imitated CPU devices, and the
     least that the mesh asks for: gradients of trainable parameters once around a ring, 2 gathers and a reduce-scatter
