@@ -1,6 +1,7 @@
 """Linear probes: our path of logistic regressions against scikit-learn's, and cached features against forward passes.
 
-    PYTHONPATH=. python benchmarks/probe.py [--rounds 3] [--examples 10000] [--dimensions 512] [--classes 10] [--images 256]
+    PYTHONPATH=. python benchmarks/probe.py [--rounds 3] [--examples 10000] [--dimensions 512] [--classes 10]
+        [--images 256]
 
 First, a linear probe whose penalty is chosen by 5 folds over the grid of `transfer_jax.evaluation.probes`, and fitted
 again to all: ours in one program, scikit-learn's `LogisticRegression` (lbfgs, its own tolerance of 1e-4, which stops
