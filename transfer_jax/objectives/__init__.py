@@ -4,9 +4,10 @@ A term is a function whose positional parameters name the quantities that it nee
 are the user's arguments. It returns a float32 scalar, or (scalar, dict of metrics).
 """
 
-from transfer_jax.objectives.adversarial import domain_adversarial
+from transfer_jax.objectives.adversarial import confusion, domain_adversarial, domain_critic, domain_critic_to_start
 from transfer_jax.objectives.alignment import deep_coral, mmd
 from transfer_jax.objectives.balancing import fixed, initial_log_variances, pcgrad, sum_gradients, uncertainty
+from transfer_jax.objectives.conditional import conditional_adversarial
 from transfer_jax.objectives.distillation import co_tuning, delta, distillation, features_to_start
 from transfer_jax.objectives.regularizers import batch_spectral_shrinkage, entropy, ewc, l2_norm, l2_to_start
 from transfer_jax.objectives.supervised import (
@@ -33,6 +34,10 @@ TERMS = {
     "co_tuning": co_tuning,
     "entropy": entropy,
     "domain_adversarial": domain_adversarial,
+    "domain_critic": domain_critic,
+    "domain_critic_to_start": domain_critic_to_start,
+    "confusion": confusion,
+    "conditional_adversarial": conditional_adversarial,
     "deep_coral": deep_coral,
     "mmd": mmd,
 }
