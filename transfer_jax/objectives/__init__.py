@@ -8,6 +8,7 @@ from transfer_jax.objectives.adversarial import confusion, domain_adversarial, d
 from transfer_jax.objectives.alignment import deep_coral, mmd
 from transfer_jax.objectives.balancing import fixed, initial_log_variances, pcgrad, sum_gradients, uncertainty
 from transfer_jax.objectives.conditional import conditional_adversarial
+from transfer_jax.objectives.discrepancy import classifier_discrepancy, margin_disparity
 from transfer_jax.objectives.distillation import co_tuning, delta, distillation, features_to_start
 from transfer_jax.objectives.regularizers import batch_spectral_shrinkage, entropy, ewc, l2_norm, l2_to_start
 from transfer_jax.objectives.supervised import (
@@ -17,6 +18,7 @@ from transfer_jax.objectives.supervised import (
     segmentation_cross_entropy,
     squared_error,
 )
+from transfer_jax.objectives.wasserstein import wasserstein_critic, wasserstein_distance
 
 TERMS = {
     "cross_entropy": cross_entropy,
@@ -38,6 +40,10 @@ TERMS = {
     "domain_critic_to_start": domain_critic_to_start,
     "confusion": confusion,
     "conditional_adversarial": conditional_adversarial,
+    "classifier_discrepancy": classifier_discrepancy,
+    "margin_disparity": margin_disparity,
+    "wasserstein_critic": wasserstein_critic,
+    "wasserstein_distance": wasserstein_distance,
     "deep_coral": deep_coral,
     "mmd": mmd,
 }
