@@ -5,11 +5,12 @@ are the user's arguments. It returns a float32 scalar, or (scalar, dict of metri
 """
 
 from transfer_jax.objectives.adversarial import confusion, domain_adversarial, domain_critic, domain_critic_to_start
-from transfer_jax.objectives.alignment import deep_coral, mmd
+from transfer_jax.objectives.alignment import central_moments, deep_coral
 from transfer_jax.objectives.balancing import fixed, initial_log_variances, pcgrad, sum_gradients, uncertainty
 from transfer_jax.objectives.conditional import conditional_adversarial
 from transfer_jax.objectives.discrepancy import classifier_discrepancy, margin_disparity
 from transfer_jax.objectives.distillation import co_tuning, delta, distillation, features_to_start
+from transfer_jax.objectives.kernel_means import joint_mmd, local_mmd, mmd
 from transfer_jax.objectives.regularizers import batch_spectral_shrinkage, entropy, ewc, l2_norm, l2_to_start
 from transfer_jax.objectives.supervised import (
     binary_cross_entropy,
@@ -45,7 +46,10 @@ TERMS = {
     "wasserstein_critic": wasserstein_critic,
     "wasserstein_distance": wasserstein_distance,
     "deep_coral": deep_coral,
+    "central_moments": central_moments,
     "mmd": mmd,
+    "joint_mmd": joint_mmd,
+    "local_mmd": local_mmd,
 }
 
 # Losses by name -> (total, metrics).
