@@ -17,6 +17,7 @@ from transfer_jax.core.mesh import fetch, own_slots, place_batch, shard_batch
 from transfer_jax.core.paths import unflatten
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.stage import ReadyStage
+from transfer_jax.models.domains import reading, statistics_of
 from transfer_jax.models.taps import find_tap
 from transfer_jax.objectives.spec import TermSpec
 from transfer_jax.objectives.statistics import StartView, Statistic
@@ -99,11 +100,13 @@ class Measuring:
     def _view(self, term: Term, params: Flat, batch_stats: Any) -> StartView:
         name, program = measured_stream(term.spec), self.ready.program
         stream = self.assembly.stream(name)
+        batch_stats = statistics_of(batch_stats, stream.spec.domain)
 
         def taps(batch: Mapping[str, Any], parameters: Flat | None = None, edits: Any = None) -> tuple[Any, Any]:
             variables = {"params": unflatten(merged(program.peft, {**params, **(parameters or {})})),
                          "batch_stats": batch_stats}
-            return variables, program.model.taps(variables, inputs_of(stream, batch), edits=edits)[0]
+            with reading(stream.spec.domain or None):
+                return variables, program.model.taps(variables, inputs_of(stream, batch), edits=edits)[0]
 
         def logits(batch: Mapping[str, Any], parameters: Flat | None = None, edits: Any = None) -> jax.Array:
             variables, found = taps(batch, parameters, edits)
@@ -124,9 +127,8 @@ class Measuring:
         task = make_term("loss", spec, self.assembly.spec.tasks, f"the loss of term {term.name!r}")
 
         def loss(logits: jax.Array, batch: Mapping[str, Any]) -> jax.Array:
-            context = Context(batches={name: batch}, taps={}, output=lambda stream, head: logits, apply=None,
-                              start_taps=None, start_output=None, parameters={}, initial_parameters={}, statistics={},
-                              progress=jnp.zeros(()), key=jax.random.key(0))
+            context = Context(batches={name: batch}, output=lambda stream, head: logits, progress=jnp.zeros(()),
+                              key=jax.random.key(0))
             return call_term(task, context)[0]
 
         return loss

@@ -61,8 +61,12 @@ class StageSpec(Spec):
     clip_norm: float | None = Field(default=None, gt=0)  # global norm over the leaves that an update moves
     accumulate: int = Field(default=1, ge=1)  # micro-batches a step
     cache: Literal["auto", "never"] = "auto"  # frozen first layers without random inputs run once; see caching.py
-    joint_forward: bool = False  # all streams in one forward pass: BatchNorm then sees them as one batch
-    batch_norm: Literal["follow", "stored"] = "follow"  # follow the partition, or stored statistics everywhere
+    # Every stream's batch normalises by itself and moves the same stored statistics ("follow"; frozen layers stay);
+    # or stored statistics everywhere ("stored"); or all streams in one pass, as one batch ("joint"); or each domain
+    # with statistics of its own, the last stream's being the main ones ("separate"); or the first stream's domain as
+    # in "follow" and all others on its stored statistics ("source").
+    batch_norm: Literal["follow", "stored", "joint", "separate", "source"] = "follow"
+    gradient_scale: dict[str, float] = {}  # stream -> factor on all gradients that its batches send to parameters
     stochastic_norm: float | None = Field(default=None, ge=0, le=1)  # share of channels that normalise by their batch
     weight_noise: WeightNoiseSpec | None = None  # in training steps, for example mixout toward the start
     ema: EmaSpec | None = None

@@ -69,6 +69,7 @@ class StageRun:
         runner, program = self.runner, self.ready.program
         assembly = runner.assembly
         params, batch_stats = runner.start_variables(self.spec, self.ready, self.before)
+        batch_stats = self.ready.own_statistics(batch_stats)
         feeds = {name: feed for name in program.streams if (feed := assembly.feed(name)) is not None}
         seeds = self.ready.seeds(runner.spec.seeds)
         measuring = Measuring(assembly, self.ready)
