@@ -7,6 +7,7 @@ are the user's arguments. It returns a float32 scalar, or (scalar, dict of metri
 from transfer_jax.objectives.adversarial import domain_adversarial
 from transfer_jax.objectives.alignment import deep_coral, mmd
 from transfer_jax.objectives.balancing import fixed, initial_log_variances, pcgrad, sum_gradients, uncertainty
+from transfer_jax.objectives.clusters import cluster_cross_entropy
 from transfer_jax.objectives.distillation import co_tuning, delta, distillation, features_to_start
 from transfer_jax.objectives.regularizers import batch_spectral_shrinkage, entropy, ewc, l2_norm, l2_to_start
 from transfer_jax.objectives.supervised import (
@@ -32,6 +33,7 @@ TERMS = {
     "delta": delta,
     "co_tuning": co_tuning,
     "entropy": entropy,
+    "cluster_cross_entropy": cluster_cross_entropy,
     "domain_adversarial": domain_adversarial,
     "deep_coral": deep_coral,
     "mmd": mmd,
