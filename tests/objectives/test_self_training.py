@@ -69,23 +69,23 @@ def test_flexmatch_lowers_the_threshold_of_classes_that_lag():
         given = rng.integers(-1, classes, 30)
         examples = rng.permutation(30)[:batch]
         agrees(lambda weak_logits, strong_logits, w=weights, e=examples, g=given: flexmatch(
-            weak_logits, strong_logits, jnp.asarray(w), jnp.asarray(e), {"given": jnp.asarray(g, jnp.float32)}, size=30,
+            weak_logits, strong_logits, jnp.asarray(w), jnp.asarray(e), {"given": jnp.asarray(g, jnp.float32)},
             threshold=0.9),
             functools.partial(flexible, weights=weights, given=given, threshold=0.9), arrays, seed)
 
 
 def test_the_table_of_flexmatch_remembers_sure_choices_of_these_examples_alone():
     weak = np.array([[9.0, 0, 0], [0, 9.0, 0], [1.0, 0, 0], [0, 0, 9.0]])
-    carried = CARRIED["flexmatch"](size=6, threshold=0.9)
+    carried = CARRIED["flexmatch"](size=6)
     assert carried["given"].dtype == jnp.float32 and carried["given"].shape == (6,)
     carried = {"given": carried["given"].at[2].set(1.0)}
-    _, metrics, after = flexmatch(weak, weak, jnp.array([1.0, 1, 1, 0]), jnp.array([4, 0, 2, 5]), carried, size=6)
+    _, metrics, after = flexmatch(weak, weak, jnp.array([1.0, 1, 1, 0]), jnp.array([4, 0, 2, 5]), carried)
     np.testing.assert_array_equal(after["given"], [1, -1, 1, -1, 0, -1])
     assert metrics["confident"] == 1.0  # at the start every threshold is low: the paper's warm-up
     np.testing.assert_allclose(class_leniency(jnp.array([0.0, 0, 0, 0, 1, 1]), 3), [1, 1 / 3, 0], rtol=1e-6)
     np.testing.assert_allclose(class_leniency(jnp.array([0.0, -1, -1, -1]), 2), [1 / 5, 0], rtol=1e-6)
     everyone = {"given": jnp.array([0.0, 1, 2, 0, 1, 2])}
-    value = flexmatch(weak, weak, jnp.ones(4), jnp.arange(4), everyone, size=6)[0]
+    value = flexmatch(weak, weak, jnp.ones(4), jnp.arange(4), everyone)[0]
     np.testing.assert_allclose(value, fixmatch(weak, weak, jnp.ones(4))[0], rtol=1e-6)  # all learned alike
 
 
@@ -127,7 +127,7 @@ def test_those_that_teach_have_no_gradient_and_those_that_learn_follow():
     weak, strong = jnp.asarray(rng.normal(0, 4, (2, 6, 4)), jnp.float32)
     ones, table = jnp.ones(6), {"given": jnp.full(6, -1.0)}
     for term in (functools.partial(fixmatch, threshold=0.0),
-                 lambda a, b, w: flexmatch(a, b, w, jnp.arange(6), table, size=6),
+                 lambda a, b, w: flexmatch(a, b, w, jnp.arange(6), table),
                  lambda a, b, w: (teacher_consistency(b, a, w),),
                  functools.partial(lambda a, b, w: self_ensembling(b, a, w, threshold=0.0))):
         slopes = jax.grad(lambda a, b, term=term: term(a, b, ones)[0], (0, 1))(weak, strong)
@@ -163,5 +163,3 @@ def test_misfits_are_told():
         pseudo_labels(a, ones, divide_by="mask")
     with pytest.raises(UserError, match="'squared' or 'divergence'"):
         teacher_consistency(a, a, ones, distance="l2")
-    with pytest.raises(UserError, match="size = 0"):
-        CARRIED["flexmatch"](size=0)

@@ -8,6 +8,7 @@ from transfer_jax.objectives.adversarial import confusion, domain_adversarial, d
 from transfer_jax.objectives.alignment import central_moments, deep_coral
 from transfer_jax.objectives.balancing import fixed, initial_log_variances, pcgrad, sum_gradients, uncertainty
 from transfer_jax.objectives.class_confusion import class_confusion
+from transfer_jax.objectives.clusters import cluster_cross_entropy
 from transfer_jax.objectives.conditional import conditional_adversarial
 from transfer_jax.objectives.discrepancy import classifier_discrepancy, margin_disparity
 from transfer_jax.objectives.distillation import co_tuning, delta, distillation, features_to_start
@@ -58,6 +59,7 @@ TERMS = {
     "flexmatch": flexmatch,
     "teacher_consistency": teacher_consistency,
     "self_ensembling": self_ensembling,
+    "cluster_cross_entropy": cluster_cross_entropy,
     "domain_adversarial": domain_adversarial,
     "domain_critic": domain_critic,
     "domain_critic_to_start": domain_critic_to_start,

@@ -52,7 +52,7 @@ def fixmatch(weak_logits: jax.Array, strong_logits: jax.Array, strong_weights: j
 
 
 def flexmatch(weak_logits: jax.Array, strong_logits: jax.Array, strong_weights: jax.Array, strong_examples: jax.Array,
-              carried: dict[str, jax.Array], *, size: int, threshold: float = 0.95,
+              carried: dict[str, jax.Array], *, threshold: float = 0.95,
               ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
     """`fixmatch` with a threshold for each class, lower for those that are learned less (FlexMatch; Zhang et al. 2021,
     eq. 5-11 and algorithm 1).
@@ -64,9 +64,8 @@ def flexmatch(weak_logits: jax.Array, strong_logits: jax.Array, strong_weights: 
 
     Args:
       weak_logits, strong_logits, strong_weights: as in `fixmatch`.
-      strong_examples: int32 [B], numbers of the examples within the data set.
-      carried: {'given': float32 [size], the class, or -1}.
-      size: number of examples of the data set.
+      strong_examples: int32 [B], numbers of the examples within their stream.
+      carried: {'given': float32 [examples of the stream], the class, or -1}.
       threshold: tau.
 
     Returns:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from transfer_jax.core.errors import UserError
+from transfer_jax.objectives.adversarial import check_one_output
 from transfer_jax.objectives.lengths import example_lengths
 
 
@@ -66,6 +66,5 @@ def interpolates(source: jax.Array, target: jax.Array, key: jax.Array) -> jax.Ar
 def _scores(name: str, apply_head: Callable[[jax.Array], jax.Array], features: jax.Array) -> jax.Array:
     """float32 [B]: the critic's number for every example, over its pixels the mean."""
     scores = apply_head(features).astype(jnp.float32)
-    if scores.ndim == features.ndim and scores.shape[-1] != 1:
-        raise UserError(f"{name} needs a head with 1 output, got {scores.shape[-1]}; set outputs=1")
+    check_one_output(name, features, scores)
     return jnp.mean(scores.reshape(len(features), -1), axis=1)
