@@ -44,8 +44,8 @@ def irm_penalty(logits: jax.Array, labels: jax.Array, weights: jax.Array, domain
 
 def risk_variance(logits: jax.Array, labels: jax.Array, weights: jax.Array, domains: jax.Array, *,
                   count: int) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The variance, over the number of domains, of the domains' mean cross-entropies (V-REx; Krueger et al. 2021, eq.
-    8). Arguments as in `irm_penalty`; one domain alone has none.
+    """The variance, over the number of domains, of the domains' mean cross-entropies (V-REx; Krueger et al.
+    2021). Arguments as in `irm_penalty`; one domain alone has none.
 
     Returns:
       The loss, and {'worst_risk'}: the largest mean cross-entropy.
