@@ -127,9 +127,10 @@ def order_statistic(bits: jax.Array, index: int) -> jax.Array:
 
 
 def _at_or_above(bits: jax.Array, value: jax.Array, index: int) -> jax.Array:
-    """The number of 0-based place `index`, given the value of a lower place next to it or equal to it."""
+    """The number of 0-based place `index` among those of `bits` [blocks, ...], given that of the place before."""
     bound = jax.lax.bitcast_convert_type(value, jnp.int32)
-    above = jnp.min(jnp.where(bits > bound, bits, jnp.iinfo(jnp.int32).max))
+    # Block by block: one minimum over all would first write the whole matrix anew.
+    above = jnp.min(jax.lax.map(lambda block: jnp.min(jnp.where(block > bound, block, jnp.iinfo(jnp.int32).max)), bits))
     return jnp.where(jnp.sum(bits <= bound) > index, value, jax.lax.bitcast_convert_type(above, jnp.float32))
 
 
