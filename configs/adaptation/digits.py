@@ -16,6 +16,7 @@ from transfer_jax.recipes import Setting
 
 DATA = {"mnist": dict(kind="idx"), "usps": dict(kind="usps"), "mnistm": dict(kind="mnistm")}
 PAIRS = {"mnist_usps": 1, "usps_mnist": 1, "mnist_mnistm": 3}  # and the number of channels
+STRONG = (dict(kind="crop", padding=3), dict(kind="scale", low=0.6, high=1.0), dict(kind="noise"))
 BACKBONE = dict(kind="lenet", widths=(20, 50), dense=(500, 256), norm="batch")
 
 
@@ -31,9 +32,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                     channels=PAIRS[args.pair], **more)
 
     source, target = args.pair.split("_")
-    streams = dict(source=stream(source, "train"), target=stream(target, "train", labelled=False),
-                   source_test=stream(source, "test"), target_test=stream(target, "test"))
-    told = Setting(BACKBONE, name="digits", stream="source", target="target", evaluate=("target_test",), classes=10,
+    unlabelled = stream(target, "train", labelled=False)
+    streams = dict(source=stream(source, "train"), target=unlabelled,
+                   strong=dict(unlabelled, follows="target", augment=STRONG), source_test=stream(source, "test"), target_test=stream(target, "test"))
+    told = Setting(BACKBONE, name="digits", stream="source", target="target", strong="strong", evaluate=("target_test",), classes=10,
                    steps=args.steps, lr=0.03, backbone_lr=1.0, stage=dict(
                        optimizer=dict(kind="sgd", momentum=0.9, nesterov=True), weight_decay=1e-3,
                        schedule=dict(kind="inverse_decay")))

@@ -17,11 +17,13 @@ from transfer_jax.recipes import Setting, expand, grafted
 RECIPES = {
     "source only": "source_only",
     "DANN": "dann", "CDAN": "cdan", "CDAN+E": "cdan(entropy=True)", "ADDA": "adda", "MCD": "mcd", "MDD": "mdd",
-    "WDGRL": "wdgrl",
-    "DAN": "dan", "JAN": "jan", "DSAN": "dsan", "Deep CORAL": "deep_coral", "CMD": "cmd",
-    "entropy": "minimum_entropy",
-    "AdaBN": "adabn", "T3A": "t3a", "TENT": "tent",
+    "WDGRL": "wdgrl", "BSP": "bsp", "VADA": "vada",
+    "DAN": "dan", "JAN": "jan", "DSAN": "dsan", "Deep CORAL": "deep_coral", "CMD": "cmd", "DeepJDOT": "deep_jdot",
+    "AFN": "afn", "entropy": "minimum_entropy", "information": "information_maximization", "MCC": "mcc", "BNM": "bnm",
+    "pseudo labels": "pseudo_label", "FixMatch": "fixmatch", "FlexMatch": "fixmatch(curriculum=True)",
+    "mean teacher": "mean_teacher", "self-ensembling": "self_ensemble",
     "DANN, norms apart": "dsbn", "learned shift": "domain_shift",
+    "AdaBN": "adabn", "T3A": "t3a", "TENT": "tent", "SHOT": "shot",
 }
 
 

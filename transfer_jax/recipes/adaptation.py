@@ -33,10 +33,10 @@ def dann(setting: Setting, *, weight: float = 1.0, hidden: int = 256, gamma: flo
     return _adversarial(setting, "dann", {"kind": "domain_adversarial", "weight": weight, "gamma": gamma}, hidden)
 
 
-def bsp(setting: Setting, *, weight: float = 1.0, hidden: int = 256, penalty: float = 1e-4) -> Config:
+def bsp(setting: Setting, *, weight: float = 1.0, hidden: int = 256, strength: float = 1e-4) -> Config:
     """`dann` with the largest singular values of both feature matrices held down (Chen et al. 2019)."""
     return _adversarial(setting, "bsp", {"kind": "domain_adversarial", "weight": weight}, hidden,
-                        {"spectrum": _pair(setting, "batch_spectral_penalization", weight=penalty)})
+                        {"spectrum": _pair(setting, "batch_spectral_penalization", strength=strength)})
 
 
 def cdan(setting: Setting, *, weight: float = 1.0, hidden: int = 256, entropy: bool = False,
@@ -132,7 +132,9 @@ def deep_jdot(setting: Setting, *, weight: float = 1.0) -> Config:
 
 def afn(setting: Setting, *, weight: float = 0.05) -> Config:
     """Features of both domains made longer step by step (Xu et al. 2019)."""
-    return _aligned(setting, "afn", "feature_norm", weight)
+    terms = {f"{role}_norm": {"kind": "feature_norm", "stream": stream, "weight": weight, **_tap(setting)}
+             for role, stream in _pair(setting, "")["streams"].items()}
+    return plan(setting, {"afn": _jointly(setting, terms)})
 
 
 def minimum_entropy(setting: Setting, *, weight: float = 0.1) -> Config:
@@ -153,6 +155,46 @@ def mcc(setting: Setting, *, weight: float = 1.0, temperature: float = 2.5) -> C
 def bnm(setting: Setting, *, weight: float = 1.0) -> Config:
     """A large nuclear norm of the predictions on the target: sure and of many classes (Cui et al. 2020)."""
     return _predictions(setting, "bnm", "nuclear_norm", weight)
+
+
+def vada(setting: Setting, *, weight: float = 1.0, hidden: int = 256, entropy: float = 0.01, source: float = 1.0,
+         target: float = 0.01, radius: float = 1.0) -> Config:
+    """`dann`, and predictions that are sure on the target and the same around every example of both domains (Shu et al.
+    2018, without DIRT-T)."""
+    reads = {"head": setting.name, "stream": setting.target}
+    around = {"kind": "virtual_adversarial", "task": setting.name, "radius": radius}
+    return _adversarial(setting, "vada", {"kind": "domain_adversarial", "weight": weight}, hidden, {
+        "entropy": {"kind": "entropy", "weight": entropy, **reads},
+        "around_source": {**around, "stream": setting.stream, "weight": source},
+        "around_target": {**around, "stream": setting.target, "weight": target}})
+
+
+def pseudo_label(setting: Setting, *, weight: float = 1.0, threshold: float = 0.9) -> Config:
+    """The model's own sure predictions on the target as its labels (Lee 2013)."""
+    return _predictions(setting, "pseudo_label", "pseudo_labels", weight, threshold=threshold)
+
+
+def fixmatch(setting: Setting, *, weight: float = 1.0, threshold: float = 0.95, curriculum: bool = False) -> Config:
+    """Sure predictions on the target as labels of its strongly augmented view (Sohn et al. 2020); with `curriculum` by
+    a threshold for each class, FlexMatch (Zhang et al. 2021). Needs `Setting.strong`."""
+    kind = "flexmatch" if curriculum else "fixmatch"
+    return _two_views(setting, kind, {"kind": kind, "head": setting.name, "weight": weight, "threshold": threshold})
+
+
+def mean_teacher(setting: Setting, *, weight: float = 3.0, decay: float = 0.99) -> Config:
+    """Predictions on the target held to those of the averaged model (Tarvainen & Valpola 2017). Needs
+    `Setting.strong`."""
+    term = {"kind": "teacher_consistency", "task": setting.name, "head": setting.name, "weight": weight,
+            "weight_schedule": RISING}
+    return _two_views(setting, "mean_teacher", term, ema={"decay": decay})
+
+
+def self_ensemble(setting: Setting, *, weight: float = 3.0, decay: float = 0.99, threshold: float = 0.968) -> Config:
+    """The same where the averaged model is sure, with balanced classes (French et al. 2018). Needs
+    `Setting.strong`."""
+    term = {"kind": "self_ensembling", "task": setting.name, "head": setting.name, "weight": weight,
+            "threshold": threshold}
+    return _two_views(setting, "self_ensemble", term, ema={"decay": decay})
 
 
 def dsbn(setting: Setting, *, method: str = "dann", **arguments: Any) -> Config:
@@ -263,6 +305,15 @@ def _predictions(setting: Setting, name: str, kind: str, weight: float, **option
         _pair(setting, kind)
     term = {"kind": kind, "stream": setting.target, "head": setting.name, "weight": weight, "weight_schedule": RISING}
     return plan(setting, {name: _jointly(setting, {"target": {**term, **options}})})
+
+
+def _two_views(setting: Setting, name: str, term: Config, **keys: Any) -> Config:
+    _pair(setting, "")
+    if not setting.strong:
+        raise UserError(f"recipe {name} compares two views of the target: give Setting its `strong`, the name of a "
+                        f"stream that follows the target with more augmentation")
+    views = {"streams": {"weak": setting.target, "strong": setting.strong}}
+    return plan(setting, {name: {**_jointly(setting, {"views": {**term, **views}}), **keys}})
 
 
 def _other(setting: Setting, method: str, asked: str, arguments: Mapping[str, Any]) -> Config:
