@@ -81,11 +81,12 @@ def classify_domains(source: Array, target: Array, folds: int = FOLDS, seed: int
     odds = np.empty((len(PENALTIES), len(x)))
     for fold, split in enumerate(splits):
         answers = x[split.answer].astype(np.float64) @ (weights[fold, ..., 1] - weights[fold, ..., 0]).T
-        odds[:, split.answer] = (answers + bias[fold, :, 1] - bias[fold, :, 0]).T
-    losses = np.logaddexp(0, np.where(y == 1, -odds, odds)).mean(1)
-    chosen = odds[np.argmin(losses)] - np.log(len(target) / count)
-    # Rounding of the float32 fit must not decide where the features tell nothing.
-    chosen = np.where(np.abs(chosen) < 1e-6, 0.0, chosen)
+        prior = np.log(np.sum(y[split.fit] == 1) / np.sum(y[split.fit] == 0))
+        odds[:, split.answer] = (answers + bias[fold, :, 1] - bias[fold, :, 0]).T - prior
+    losses = np.logaddexp(0, np.where(y == 1, -odds, odds))
+    chosen = odds[np.argmin(losses[:, :count].mean(1) + losses[:, count:].mean(1))]
+    # Where features tell nothing, what the tolerance of the fit leaves over must not decide.
+    chosen = np.where(np.abs(chosen) < 10 * TOLERANCE, 0.0, chosen)
     return DomainClassifier(chosen[:count], chosen[count:])
 
 

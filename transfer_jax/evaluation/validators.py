@@ -48,12 +48,13 @@ def control_variate_risk(losses: Array, weights: Array) -> float:
     """mean(w l) + eta mean(w) - eta: since E[w] = 1, what the mean of the weights misses tells what the other mean
     misses (DEV, You et al. 2019), with eta = -Cov(w l, w) / Var(w), which has the least variance.
 
-    Weights that are all equal tell nothing, whatever their level: the mean loss.
+    It is the line through (w, w l), read at w = 1. Weights that are equal within a thousandth tell nothing, whatever
+    their level, and have no such line: the mean loss.
     """
     losses, weights = _weighted(losses, weights)
     weighted = weights * losses
     variance = weights.var(ddof=1) if len(weights) > 1 else 0.0
-    if variance <= 1e-20 * np.mean(weights ** 2):
+    if variance <= 1e-6 * np.mean(weights ** 2):
         return float(losses.mean())
     eta = -float(np.cov(weighted, weights, ddof=1)[0, 1]) / variance
     return float(weighted.mean() + eta * weights.mean() - eta)

@@ -17,13 +17,14 @@ from transfer_jax.core.spec import Component, lookup
 from transfer_jax.data import open_stream
 from transfer_jax.evaluation import METRICS
 from transfer_jax.evaluation.validators import usable
-from transfer_jax.experiment.spec import VALIDATED, ExperimentSpec, StageSpec, ValidationSpec
+from transfer_jax.experiment.spec import ExperimentSpec, StageSpec, ValidationSpec
 from transfer_jax.experiment.staying import all_methods
 from transfer_jax.models import HEADS
 from transfer_jax.models.model import Model, build_model
 from transfer_jax.params.inserts import Outline, make_insert, outline_of
 from transfer_jax.tasks import TASKS, head_outputs
 from transfer_jax.training.sharding import Layout
+from transfer_jax.training.writers import VALIDATED
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

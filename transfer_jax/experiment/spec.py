@@ -16,8 +16,7 @@ from transfer_jax.params.peft import PeftSpec
 from transfer_jax.params.weight_noise import WeightNoiseSpec
 from transfer_jax.pretrained.loading import PretrainedSpec
 from transfer_jax.tasks import TaskSpec
-
-VALIDATED = "validator/"  # how the metrics of `validation` begin
+from transfer_jax.training.writers import VALIDATED
 
 
 class BestSpec(Spec):

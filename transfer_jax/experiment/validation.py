@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from transfer_jax.core import processes
-from transfer_jax.core.errors import UserError
+from transfer_jax.core.errors import UserError, unknown
+from transfer_jax.evaluation.evaluator import Scores
 from transfer_jax.evaluation.validators import Evidence, usable, validate
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.evaluators import Evaluators
-from transfer_jax.experiment.spec import VALIDATED, ValidationSpec
+from transfer_jax.experiment.spec import ValidationSpec
+from transfer_jax.models.model import qualified
 from transfer_jax.training.state import Flat
+from transfer_jax.training.writers import VALIDATED
 
 SHOWN = 500  # examples of each stream whose features are kept for the report
 NO_LABEL = -1
@@ -30,6 +33,7 @@ class Validation:
         self.spec: ValidationSpec = evaluators.assembly.spec.stages[stage].validation
         self.names = usable(self.spec.validators, self.spec.source is not None)
         check_source(evaluators.assembly, stage)
+        check_tap(evaluators.assembly, self.spec, f"config.stages.{stage}.validation")
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -77,10 +81,20 @@ class Validation:
         return {name: np.concatenate(found) for name, found in parts.items()}
 
 
-def metric_lines(scores: Mapping[str, Any], validated: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
+def metric_lines(scores: Mapping[str, Scores],
+                 validated: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
     """Stream -> its metrics of both kinds: one line of `metrics.jsonl`."""
     return {label: {**(scores[label].metrics if label in scores else {}), **validated.get(label, {})}
             for label in dict.fromkeys([*scores, *validated])}
+
+
+def check_tap(assembly: Assembly, spec: ValidationSpec, where: str) -> None:
+    """Raises UserError unless the model has the tap on each of the streams."""
+    for stream in (*spec.targets, *([spec.source] if spec.source else [])):
+        taps = [qualified(name, tap) for name in assembly.spec.streams[stream].inputs
+                for tap in assembly.model.backbones[name].tap_names]
+        if spec.tap not in taps:
+            raise unknown("tap", spec.tap, taps, f"{where}.tap (stream {stream!r})")
 
 
 def check_source(assembly: Assembly, stage: str) -> None:
