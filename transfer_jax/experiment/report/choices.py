@@ -140,12 +140,12 @@ def choice_table(choices: Choices) -> Table:
     offset = len(rows) - len(choices.rules)
     return Table(["chosen by", f"{choices.metric} on {choices.stream}", "regret", "step"], rows, choices.title,
                  {(row + offset, column) for row, _ in _least({choices.title: choices}) for column in (1, 2)},
-                 [f"{_seeds(choices)}, {len(choices.steps)} evaluation points. {MEANING}"])
+                 [f"{_seeds(choices)}, {len(choices.steps)} evaluation points."])
 
 
 MEANING = ("Every seed is chosen for by itself, among the evaluation points after the start (whose score is shown, but "
            "never chosen). Regret: what the choice falls short of the oracle, which looks at the very labels that are "
-           "scored; bold: the least of the validators.")
+           "scored. Bold: the least regret of the validators.")
 
 
 def regret_table(choices: Sequence[Choices]) -> Table:
@@ -159,11 +159,9 @@ def regret_table(choices: Sequence[Choices]) -> Table:
         found += [np.mean(found, axis=0)] if alike and len(found) > 1 else []
         rows.append([rule, *(statistics.text(statistics.summarize(values)) for values in found)])
     columns = [*named, *(["mean"] if alike and len(named) > 1 else [])]
-    lower = f"{choices[0].metric} of the oracle's choice less that of"
     return Table(["chosen by", *columns], rows, "Regret of choosing without target labels",
                  {(row, column + 1) for row, column in _least(named, rules)},
-                 [f"Regret: {lower} each rule. Mean ± half width of the 95 % interval over {len(choices[0].scores)} "
-                  f"seeds; bold: the least of the validators."])
+                 [f"{choices[0].metric} of the oracle's choice less that of each rule. {_seeds(choices[0])}."])
 
 
 def short_table(choices: Sequence[Choices], width: int) -> list[Table]:
@@ -176,7 +174,8 @@ def short_table(choices: Sequence[Choices], width: int) -> list[Table]:
         while len(narrow.columns) > 2:
             narrow = narrow.without(1)
         tables.append(dataclasses.replace(narrow, title=f"{narrow.title}, mean of {len(choices)} stages"))
-    return [table for table in tables if table.width() <= width][:1]
+    fitting = [table for table in tables if table.width() <= width][:1]
+    return [dataclasses.replace(table, notes=[*table.notes, MEANING]) for table in fitting]
 
 
 def _least(named: Mapping[str, Choices], rules: Sequence[str] | None = None) -> set[tuple[int, int]]:

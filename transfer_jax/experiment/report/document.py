@@ -183,8 +183,9 @@ def _choices(runs: Sequence[Run], asked: Layout) -> list[Block]:
     if not validated:
         return []
     found = [one for one in choices.read_choices(runs, asked) if len(one.steps) > 1]
-    blocks: list[Block] = [choices.regret_table(found)] if len(found) > 1 else []
-    blocks += [choices.choice_table(one) for one in found]
+    blocks: list[Block] = [choices.MEANING] if found else []
+    blocks += [choices.regret_table(found)] if len(found) > 1 else []
+    blocks += [dataclasses.replace(choices.choice_table(one), folded=len(found) > 2) for one in found]
     if not found:
         blocks.append("There was nothing to choose: that takes two evaluation points or more (eval_every), and a "
                       "labelled stream of the target's domain among the evaluated ones to tell what a choice costs.")
