@@ -51,7 +51,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     adversarial = source | dict(domain=dict(kind="domain_adversarial", head="domain", **pair))
     alignment = source | dict(coral=dict(kind="deep_coral", weight=10.0, **pair))
     test = dict(target_test="digits")
-    unlabelled = dict(init="pretrain", joint_forward=True)
+    unlabelled = dict(init="pretrain", batch_norm="joint")
     stages = dict(
         pretrain=arm("source model as it is", source, test, args.pretrain_steps),
         scratch=arm(f"from scratch, {args.labels} labels per class", target, test, args.steps),

@@ -46,5 +46,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     stages = {f"{domain}_alone": arm("trained alone", {domain: terms[domain]}, {f"{domain}_test": "digits"}, args.steps)
               for domain in terms}
     stages["shared"] = arm("both domains, shared weights", terms, dict(plain_test="digits", photo_test="digits"),
-                           args.steps, joint_forward=True)
+                           args.steps, batch_norm="joint")
     return experiment("weight_sharing", args, ("digits",), streams, stages, ("photo_test", "plain_test"))

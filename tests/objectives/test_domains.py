@@ -18,7 +18,7 @@ RNG = np.random.default_rng(2)
 SOURCE = RNG.normal(size=(10, 4)).astype(np.float32)
 TARGET = (RNG.normal(size=(7, 4)) * [1, 2, 0.5, 1] + [0, 0, 1, 0]).astype(np.float32)
 HEAD = jnp.asarray(RNG.normal(size=(4, 1)), jnp.float32)
-deep_coral = jax.jit(eager_deep_coral, static_argnames=("mean_weight",))
+deep_coral = jax.jit(eager_deep_coral, static_argnames=("mean_weight", "convention"))
 mmd = jax.jit(eager_mmd, static_argnames=("bandwidth", "multipliers", "estimator"))
 
 
@@ -88,6 +88,13 @@ def test_deep_coral_equals_numpy_covariances():
     means = np.mean((SOURCE.mean(0) - TARGET.mean(0))**2)
     np.testing.assert_allclose(deep_coral(SOURCE, TARGET, mean_weight=3.0) - deep_coral(SOURCE, TARGET), 3 * means,
                                rtol=1e-4)
+
+
+def test_deep_coral_of_other_libraries_weighs_means_and_covariances_alike():
+    expected = np.mean((SOURCE.mean(0) - TARGET.mean(0))**2) + np.mean((np.cov(SOURCE.T) - np.cov(TARGET.T))**2)
+    np.testing.assert_allclose(deep_coral(SOURCE, TARGET, convention="tllib"), expected, rtol=1e-5)
+    with pytest.raises(UserError, match="'paper' or 'tllib'"):
+        deep_coral(SOURCE, TARGET, convention="skada")
 
 
 def test_deep_coral_is_zero_exactly_for_equal_covariances():
@@ -163,7 +170,7 @@ def test_the_methods_differ():
     (lambda: deep_coral(SOURCE[:1], TARGET), "at least 2 examples"),
     (lambda: deep_coral(SOURCE[:, :2], TARGET), "same tap"),
     (lambda: mmd(SOURCE, TARGET, bandwidth="modal"), "bandwidth = 'modal'"),
-    (lambda: mmd(SOURCE, TARGET, estimator="linear"), "'biased' or 'unbiased'"),
+    (lambda: mmd(SOURCE, TARGET, estimator="cubic"), "'biased' or 'unbiased'"),
 ])
 def test_misfits_are_one_clear_sentence(call, words):
     with pytest.raises(UserError, match=words):

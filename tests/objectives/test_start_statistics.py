@@ -152,7 +152,7 @@ def test_options_of_a_statistic_are_options_of_its_term():
     spec = TermSpec(kind="ewc", measured_on="old", head="h", empirical=True, strength=2.0)
     term = make_term("keep", spec, TASKS, "config")
     assert set(term.statistics) == {"fisher"} and term.needs_start
-    assert set(STATISTICS) == {"fisher", "relationship", "channel_weights"}
+    assert set(STATISTICS) == {"fisher", "relationship", "channel_weights", "cluster_labels"}
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

@@ -113,8 +113,8 @@ def test_the_adversarial_term_moves_the_backbone_against_the_classifier(digits_f
 def test_joint_forward_lets_batch_norm_see_both_streams(digits_file):
     terms = {"digits": DIGITS, "domain": adversarial()}
     changes = {**DISCRIMINATOR, "model.backbones.backbone.norm": "batch"}
-    runs = [trained(single(digits_file, {"objective": {"terms": terms}, "steps": 1, "joint_forward": joint}, changes))
-            for joint in (False, True)]
+    runs = [trained(single(digits_file, {"objective": {"terms": terms}, "steps": 1, "batch_norm": joint}, changes))
+            for joint in ("follow", "joint")]
     assert not np.allclose(runs[0].metrics["digits"], runs[1].metrics["digits"])
     assert not same_leaves(runs[0].after.batch_stats, runs[1].after.batch_stats)
 

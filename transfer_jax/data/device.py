@@ -33,7 +33,7 @@ class DeviceStream(Stream):
 
     @property
     def example_shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        return self._shapes({key: value[0] for key, value in self.tables.items()})
+        return self._shapes({**{key: value[0] for key, value in self.tables.items()}, "position": np.int32(0)})
 
     def thinned(self, most: int) -> Stream:
         fewer = super().thinned(most)
@@ -43,7 +43,7 @@ class DeviceStream(Stream):
         return dataclasses.replace(fewer, tables={key: value[used] for key, value in self.tables.items()})
 
     def feed(self) -> Feed:
-        """What is put on the device once: tables, `rows` int32 [S, n] pointing into them, `count` n, `salt`.
+        """What is put on the device once: tables, `rows` int32 [S, n] pointing into them, `count` n, `salt`, `order`.
 
         Tables and rows are padded to a power of two and their true length is data: so streams that differ only in the
         number of labels, or in their name, share one compiled program.
@@ -51,11 +51,11 @@ class DeviceStream(Stream):
         rows = np.searchsorted(self.tables["index"], self.indices).astype(np.int32)
         return {"data": {key: _padded(value, 0, LEAST_TABLE) for key, value in self.tables.items()},
                 "rows": _padded(rows, 1, LEAST_ROWS), "count": np.uint32(self.size),
-                "salt": np.uint32(self.salt)}
+                "salt": np.uint32(self.salt), "order": np.uint32(self.order_salt)}
 
     def feed_axes(self) -> dict[str, int | None]:
         """vmap in_axes of `feed` over members."""
-        return {"data": None, "rows": 0, "count": None, "salt": None}
+        return {"data": None, "rows": 0, "count": None, "salt": None, "order": None}
 
     def batch(self, feed: Feed, seed: Any, step: Any) -> Batch:
         """The training batch of `step` of one member (`rows` int32 [n]). Traced; seed and step may be traced too."""
@@ -66,12 +66,12 @@ class DeviceStream(Stream):
     def positions(self, feed: Feed, seed: Any, step: Any) -> Any:
         """Where the examples of a training batch stand in `rows`, int32 [batch]. Traced."""
         slots = jnp.arange(self.spec.batch_size, dtype=jnp.uint32)
-        own = order.hashed(seed, feed["salt"], xp=jnp)
+        own = order.hashed(seed, feed["order"], xp=jnp)
         return order.draw(step, self.spec.batch_size, feed["count"], own, slots, jnp)
 
     def gathered(self, feed: Feed, positions: Any) -> Batch:
-        """The examples at these positions as they lie in the tables, with weight 1. Traced."""
-        return {**_gather(feed["data"], feed["rows"][positions]),
+        """The examples at these positions as they lie in the tables, with weight 1 and their `position`. Traced."""
+        return {**_gather(feed["data"], feed["rows"][positions]), "position": positions.astype(jnp.int32),
                 "weight": jnp.ones(self.spec.batch_size, jnp.float32)}
 
     def evaluation_batch(self, feed: Feed, number: Any, batch_size: int) -> Batch:

@@ -51,7 +51,7 @@ class HostStream(Stream):
 
     def batch(self, fed: Batch, seed: Any, step: Any) -> Batch:
         """Finishes one member's fed batch [B, ...]: float, mixing augmentations, normalisation. Traced."""
-        return self._finish(fed, self.order_seed(seed, jnp), step, None, per_example=False)
+        return self._finish(fed, self.augment_seed(seed, jnp), step, None, per_example=False)
 
     def evaluation_batches(self, batch_size: int, slots: np.ndarray | None = None, start: int = 0) -> Iterator[Batch]:
         """An exact pass in order: `batches_of(batch_size)` batches [S, B, ...], from number `start` on; padding has
@@ -79,7 +79,8 @@ class HostStream(Stream):
         rows = self.indices[member]
         native = self.plan.crops_to_size and self.spec.image_size is not None
         for offset in range(min(TRIES, len(rows))):
-            row = int(rows[(place + offset) % len(rows)])
+            taken = (place + offset) % len(rows)
+            row = int(rows[taken])
             try:
                 example = read_example(self.dataset, row, self.spec, native)
                 break
@@ -90,7 +91,7 @@ class HostStream(Stream):
         if self.plan.host:
             generator = np.random.default_rng([self._member_words[member], position])
             example = self.plan.apply_host(example, generator, self.spec.image_size)
-        return {**example, "weight": np.float32(1)}
+        return {**example, "position": np.int32(taken), "weight": np.float32(1)}
 
     def _evaluation_batch(self, number: int, slots: np.ndarray, batch_size: int) -> Batch:
         members: list[list[dict]] = []
@@ -125,7 +126,7 @@ class HostStream(Stream):
 
     @functools.cached_property
     def _member_words(self) -> list[int]:
-        return [int(self.order_seed(seed)) for seed in self.seeds]
+        return [int(self.augment_seed(seed)) for seed in self.seeds]
 
     def _audited(self, batches: Iterator[Batch], step: int, slots: np.ndarray) -> Iterator[Batch]:
         """Enters into the ledger what worker processes skipped: their own copies of it are out of reach."""

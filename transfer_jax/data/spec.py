@@ -25,6 +25,9 @@ class StreamSpec(Spec):
     image just covers them), given `channels`, augmented as values in [0, 1], and normalised by (x - mean) / std. With
     `labelled=False` neither labels nor masks reach a batch.
 
+    `follows` names another stream over the same examples: then both draw the same ones in every batch, each with its
+    own augmentation, two views of them.
+
     Where: `storage` 'device' holds the decoded examples on the device, 'host' streams them; 'auto' takes the device
     up to `device_bytes`. `threads` read in this process; `workers` > 0 adds processes.
     """
@@ -37,6 +40,7 @@ class StreamSpec(Spec):
     within: str | None = None
     split_seed: int | None = None
     domain: str = ""
+    follows: str | None = None
     labelled: bool = True
     batch_size: int = pydantic.Field(ge=1)
     inputs: dict[str, str] = {"backbone": "image"}  # backbone -> the batch entry that it reads
@@ -56,6 +60,8 @@ class StreamSpec(Spec):
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> StreamSpec:
+        if "/" in self.domain:
+            raise ValueError(f"domain {self.domain!r} contains a '/'; leave it out")
         if self.labels_per_class is not None and self.per_class is not None:
             raise ValueError("labels_per_class and per_class say the same thing; give one of them")
         if self.interpolation not in INTERPOLATIONS:

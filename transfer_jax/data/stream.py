@@ -96,9 +96,13 @@ class Stream:
         """Number of batches of an exact pass."""
         return -(-self.size // batch_size)
 
-    def order_seed(self, seed: Any, xp: Any = np) -> Any:
+    def order_seed(self, seed: Any) -> Any:
         """The seed of this stream's order. The name enters it: else two streams of one size would walk in step, and
         since rows are sorted alike their batches would show the same classes at the same places."""
+        return order.hashed(seed, np.uint32(self.order_salt))
+
+    def augment_seed(self, seed: Any, xp: Any = np) -> Any:
+        """The seed of what is drawn for its augmentations."""
         return order.hashed(seed, np.uint32(self.salt), xp=xp)
 
     @property
@@ -106,18 +110,23 @@ class Stream:
         """A number made of the name."""
         return zlib.crc32(self.name.encode())
 
+    @property
+    def order_salt(self) -> int:
+        """A number made of the name of the stream whose order this one has."""
+        return zlib.crc32((self.spec.follows or self.name).encode())
+
     def drawn(self, step: int, seed: int, slots: np.ndarray | None = None) -> np.ndarray:
         """Host form of the draw: positions in a row of `indices`, int32 [batch] (or one per slot)."""
         return order.draw(step, self.spec.batch_size, self.size, self.order_seed(seed), slots)
 
-    def _finish(self, batch: Batch, order_seed: Any = None, step: Any = None, slots: Any = None,
+    def _finish(self, batch: Batch, augment_seed: Any = None, step: Any = None, slots: Any = None,
                 per_example: bool = True) -> Batch:
         """uint8 images -> augmented (when a step is given) and normalised float32; masks -> int32. Traced."""
         batch = {**batch, "image": batch["image"].astype(jnp.float32) * np.float32(1 / 255)}
         if "mask" in batch:
             batch["mask"] = batch["mask"].astype(jnp.int32)
         if step is not None and self.spec.augment:
-            key = jax.random.fold_in(jax.random.key(order_seed), step)
+            key = jax.random.fold_in(jax.random.key(augment_seed), step)
             batch = self.plan.apply(batch, key, slots, len(self.class_names), per_example)
         batch["image"] = normalise(batch["image"], preprocessing(self.spec), jnp)
         return batch

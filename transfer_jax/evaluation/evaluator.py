@@ -17,6 +17,7 @@ from transfer_jax.core.members import member, over_members
 from transfer_jax.core.mesh import fetch, own_slots, place_batch, shard_batch
 from transfer_jax.evaluation import METRICS
 from transfer_jax.evaluation.metrics import accumulate
+from transfer_jax.models.domains import reading, statistics_of
 from transfer_jax.models.model import Model
 from transfer_jax.tasks import TaskSpec, metric_batch, predict
 from transfer_jax.tasks.kinds import two_logits
@@ -107,8 +108,10 @@ class Evaluator:
         """(batch, taps, outputs of the task's head)."""
         batch = shard_batch(self.mesh, self.stream.evaluation_batch(feed, number, self.batch_size))
         inputs = {backbone: batch[key] for backbone, key in self.stream.spec.inputs.items()}
-        variables = {"params": params, "batch_stats": batch_stats}
-        taps, _ = self.model.taps(variables, inputs)
+        domain = self.stream.spec.domain
+        variables = {"params": params, "batch_stats": statistics_of(batch_stats, domain)}
+        with reading(domain or None):
+            taps, _ = self.model.taps(variables, inputs)
         size = next(iter(inputs.values())).shape[1:3]
         outputs, _ = self.model.head(variables, self.task.head, taps, size)
         return batch, taps, outputs

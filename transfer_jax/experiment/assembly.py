@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from transfer_jax.core.errors import UserError, unknown
@@ -52,7 +53,23 @@ class Assembly:
         """The open stream of this name."""
         if name not in self._streams:
             self._streams[name] = open_stream(name, self.spec.streams[name], self.spec.seeds)
+            if self.spec.streams[name].follows is not None:
+                self._check_follows(name)
         return self._streams[name]
+
+    def _check_follows(self, name: str) -> None:
+        """Two views of the same examples need the same examples."""
+        other, where = self.spec.streams[name].follows, f"config.streams.{name}.follows"
+        _known("stream", other, self.spec.streams, where)
+        if self.spec.streams[other].follows is not None:
+            raise UserError(f"{where}: {other!r} follows {self.spec.streams[other].follows!r} itself; name that one")
+        mine, theirs = self.stream(name), self.stream(other)
+        same = ((mine.spec.data, mine.spec.split, mine.spec.batch_size)
+                == (theirs.spec.data, theirs.spec.split, theirs.spec.batch_size)
+                and np.array_equal(mine.indices, theirs.indices))
+        if not same:
+            raise UserError(f"{where}: {name!r} and {other!r} differ in their examples or batch sizes; give them the "
+                            f"same data, split, selection and batch_size")
 
     def feed(self, name: str) -> Any:
         """The stream's data, placed on the devices once for all stages; None for a stream from the host."""

@@ -18,6 +18,7 @@ from transfer_jax.data.cached import CachedStream
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.stage import ReadyStage
 from transfer_jax.models.depth import parameter_blocks
+from transfer_jax.models.domains import statistics_of
 from transfer_jax.models.model import Model, qualified
 from transfer_jax.models.taps import Backbone, Resumed
 from transfer_jax.params.peft import PREFIX
@@ -119,8 +120,11 @@ def _read_taps(ready: ReadyStage, assembly: Assembly, name: str, backbone: str) 
                 continue
             quantities = {quantity for _, _, quantity in term.quantities}
             found |= {term.spec.tap} if quantities & set(READ) else set()
-            if term.head:
-                head = assembly.model.heads[term.head]
+            if term.reads(("inputs", "apply_model")):
+                return None
+            found |= set(term.spec.taps) if "layers" in quantities else set()
+            for name_of_head in term.heads:
+                head = assembly.model.heads[name_of_head]
                 taps = getattr(head, "taps", None) or getattr(head, "tap", None)
                 if taps is None:
                     return None
@@ -183,7 +187,7 @@ def _computed(assembly: Assembly, name: str, cut: Cut, params: Flat, batch_stats
 
     step = compiled(over_members(rows, assembly.members, (0, stream.feed_axes(), None), assembly.spec.members))
     tree = unflatten({path: leaf for path, leaf in params.items() if path.startswith(f"{cut.backbone}/")})
-    variables = {"params": tree, "batch_stats": batch_stats}
+    variables = {"params": tree, "batch_stats": statistics_of(batch_stats, stream.spec.domain)}
     parts = [fetch(step(variables, feed, jnp.int32(number))) for number in range(stream.batches_of(size))]
     return {tap: np.concatenate([part[tap] for part in parts], axis=1)[:, :stream.size] for tap in parts[0]}
 

@@ -26,6 +26,7 @@ from transfer_jax.experiment.low_rank_files import write_low_rank
 from transfer_jax.experiment.results import stage_variables, with_peft
 from transfer_jax.experiment.staying import all_methods
 from transfer_jax.experiment.workdir import Workdir
+from transfer_jax.models.domains import main_statistics
 from transfer_jax.models.model import MAIN, Model, ModelSpec, build_model
 from transfer_jax.params.inserts import PREFIX, make_insert
 from transfer_jax.params.peft import PeftSpec
@@ -58,7 +59,7 @@ def export_model(assembly: Assembly, workdir: Workdir, folder: Path, stage: str 
     params, batch_stats = with_peft(methods, own)
     index = spec.seeds.index(seed)
     tensors = {f"params/{path}": leaf for path, leaf in params.items() if not path.startswith("objective/")}
-    tensors |= {f"batch_stats/{path}": leaf for path, leaf in flatten(batch_stats).items()}
+    tensors |= {f"batch_stats/{path}": leaf for path, leaf in flatten(main_statistics(batch_stats)).items()}
     write_low_rank(folder, methods, {path: np.asarray(leaf)[index] for path, leaf in own[0].items()
                                      if path.startswith(PREFIX)}, assembly.model)
     _write(folder, {name: np.asarray(leaf)[index] for name, leaf in tensors.items()},

@@ -131,7 +131,7 @@ def _measured(runner: Runner, stage: str) -> RangeTest:
           Progress(1, enabled=False) as progress):
         run = StageRun(runner, stage, None, writer, progress, stop)
         begun = run.begin()
-        run.measure_start(begun)
+        run.measure(begun.measuring, begun.state)
         schedule = run.spec.lr * np.exp(np.log(run.spec.schedule.arguments["start"])
                                         * (1 - np.arange(run.spec.steps) / run.spec.steps))
 

@@ -15,6 +15,7 @@ from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.evaluation.evaluator import Scores
 from transfer_jax.experiment.spec import BestSpec, ExperimentSpec, StageSpec
 from transfer_jax.experiment.workdir import Workdir
+from transfer_jax.models.domains import main_statistics
 from transfer_jax.params.peft import PeftSpec, merged
 from transfer_jax.training.state import Constants, Flat, State
 from transfer_jax.training.step import averaged_variables
@@ -99,6 +100,7 @@ def from_checkpoint(reference: str, select: str, shapes: Mapping[str, Any], stat
         raise UserError(f"init=checkpoint:{reference}: that run has no stage {stage!r}; it has "
                         f"{', '.join(spec.stages)}")
     params, batch_stats = stage_result(other, spec, stage, select)
+    batch_stats = main_statistics(batch_stats)
     wrong = [path for path, leaf in shapes.items() if path not in renewed
              and (path not in params or tuple(params[path].shape[1:]) != tuple(leaf.shape))]
     if wrong:

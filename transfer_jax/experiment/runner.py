@@ -19,6 +19,7 @@ from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.evaluators import Evaluators
 from transfer_jax.experiment.low_rank_files import low_rank_start
 from transfer_jax.experiment.pretraining import with_pretrained
+from transfer_jax.experiment.refitting import refit
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
 from transfer_jax.experiment.stage import (
     ReadyStage,
@@ -105,6 +106,8 @@ class Runner:
         params, stats = results.weighted([self.placed(source) for source in found], list(stage.sources.values()))
         params = {path: params[path] for path in (*random, *ready.inherited)}
         params = renew(params, random, stage.new, where)
+        for number, component in enumerate(stage.refit):
+            params, stats = refit(component, self.assembly, *self.placed((params, stats)), f"{where}.refit.{number}")
         params |= added_parameters(ready, params, self.spec.seeds)
         params |= low_rank_start(ready, params, self.assembly)
         return self.placed((params, stats))

@@ -71,6 +71,7 @@ class StageSpec(Spec):
     select: Literal["last", "best"] = "last"  # which parameters of the stage named by `init`
     new: tuple[str, ...] = ()  # regexes of parameters to initialise afresh, for example "heads/digits/.*"
     initializer: Component | None = None  # of kernels in init="random" and `new`, in place of the layers' own
+    refit: tuple[Component, ...] = ()  # closed forms over a stream that change the start, in order; see refitting.py
     objective: ObjectiveSpec = ObjectiveSpec()
     peft: dict[str, PeftSpec] = {}  # new leaves peft/<name>/... that change layers, in this order
     partition: tuple[tuple[str, str], ...] = ((".*", "all"),)
@@ -86,8 +87,13 @@ class StageSpec(Spec):
     clip_norm: float | None = Field(default=None, gt=0)  # global norm over the leaves that an update moves
     accumulate: int = Field(default=1, ge=1)  # micro-batches a step
     cache: Literal["auto", "never"] = "auto"  # frozen first layers without random inputs run once; see caching.py
-    joint_forward: bool = False  # all streams in one forward pass: BatchNorm then sees them as one batch
-    batch_norm: Literal["follow", "stored"] = "follow"  # follow the partition, or stored statistics everywhere
+    # Every stream's batch normalises by itself and moves the same stored statistics ("follow"; frozen layers stay);
+    # or stored statistics everywhere ("stored"); or all streams in one pass, as one batch ("joint"); or each domain
+    # with statistics of its own, the last stream's being the main ones ("separate"); or the first stream's domain as
+    # in "follow" and all others on its stored statistics ("source").
+    batch_norm: Literal["follow", "stored", "joint", "separate", "source"] = "follow"
+    measure_every: int = Field(default=0, ge=0)  # steps after which renewed statistics are measured anew; 0: never
+    gradient_scale: dict[str, float] = {}  # stream -> factor on all gradients that its batches send to parameters
     stochastic_norm: float | None = Field(default=None, ge=0, le=1)  # share of channels that normalise by their batch
     weight_noise: WeightNoiseSpec | None = None  # in training steps, for example mixout toward the start
     ema: EmaSpec | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Begun:
-    """A stage at its step 0: state, data, numbers that decide its draws, metrics, and how to measure the start."""
+    """A stage at its step 0: state, data, numbers that decide its draws, metrics, and how to measure statistics."""
 
     state: State
     feeds: dict[str, Any]
     seeds: dict[str, Any]
     names: list[str]
-    measure: Callable[[], dict[str, Any]]
+    measuring: Measuring
 
 
 class StageRun:
@@ -67,10 +67,11 @@ class StageRun:
         self.validation = Validation(runner.evaluators, name) if self.spec.validation else None
 
     def begin(self) -> Begun:
-        """The stage at its step 0; statistics of the start are blank until `measure_start`."""
+        """The stage at its step 0; statistics of the start are blank until `measure`."""
         runner, program = self.runner, self.ready.program
         assembly = runner.assembly
         params, batch_stats = runner.start_variables(self.spec, self.ready, self.before)
+        batch_stats = self.ready.own_statistics(batch_stats)
         feeds = {name: feed for name in program.streams if (feed := assembly.feed(name)) is not None}
         seeds = self.ready.seeds(runner.spec.seeds)
         measuring = Measuring(assembly, self.ready)
@@ -81,11 +82,13 @@ class StageRun:
         names = names_of_metrics(self.ready, (params, batch_stats), unknown, feeds, seeds)
         blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), unknown)
         state, self.constants = self.ready.start(params, batch_stats, len(names), assembly.members, blank)
-        return Begun(state, feeds, seeds, names, lambda: measuring.values(params, batch_stats))
+        return Begun(state, feeds, seeds, names, measuring)
 
-    def measure_start(self, begun: Begun) -> None:
-        """Measures what terms have to know of the start."""
-        self.constants = self.constants._replace(statistics=begun.measure())
+    def measure(self, measuring: Measuring, state: State, renewed: bool = False) -> Constants:
+        """The constants with what terms have to know of the start, or of the model as it is."""
+        found = measuring.values({**self.constants.frozen, **state.trainable}, state.batch_stats, renewed)
+        self.constants = self.constants._replace(statistics={**self.constants.statistics, **found})
+        return self.constants
 
     def run(self) -> None:
         """Trains what is left of the stage and records its result."""
@@ -102,7 +105,7 @@ class StageRun:
             self.best = results.start_best(assembly.members, begun.state.trainable, begun.state.batch_stats)
         step, state = self._resume(begun.state)
         if step == 0:
-            self.measure_start(begun)
+            self.measure(begun.measuring, state)
         self._show_groups()
         self.progress.start_stage(self.spec.title or self.name, program.total_steps, step)
         self._began = time.monotonic()
@@ -111,8 +114,9 @@ class StageRun:
             self._measure(0, state)
         if step < program.total_steps:
             state = train(program, state, self.constants, begun.feeds, begun.seeds, step, begun.names,
-                          Cadence(runner.spec.log_every, self.spec.eval_every, runner.spec.checkpoint_every),
-                          self._hooks(), self.stop, runner.spec.steps_per_dispatch)
+                          Cadence(runner.spec.log_every, self.spec.eval_every, runner.spec.checkpoint_every,
+                                  self.spec.measure_every),
+                          self._hooks(begun), self.stop, runner.spec.steps_per_dispatch)
             self.seconds += time.monotonic() - self._began
             self._began = time.monotonic()
         self._finish(state)
@@ -150,10 +154,16 @@ class StageRun:
             print_groups(rows, Console(file=text, width=120), title)
             path.write_text(old + "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n\n")
 
-    def _hooks(self) -> Hooks:
+    def _hooks(self, begun: Begun) -> Hooks:
         return Hooks(log=lambda step, means: self.writer.write(self.name, step, "train", means),
                      evaluate=self._measure, save=self._save,
-                     advance=lambda count, loss: self.progress.advance(count, loss=loss), compiled=self._plan)
+                     advance=lambda count, loss: self.progress.advance(count, loss=loss), compiled=self._plan,
+                     measure=lambda step, state: self._measure_anew(begun.measuring, state))
+
+    def _measure_anew(self, measuring: Measuring, state: State) -> Constants:
+        self.measure(measuring, state, renewed=True)
+        self.constants = self.ready.placed(state, self.constants)[1]
+        return self.constants
 
     def _plan(self, executable: Any, state: State, constants: Constants, feeds: Any) -> None:
         """Says what every device will hold, and refuses what cannot fit."""

@@ -27,6 +27,9 @@ class BatchNorm(nn.Module):
     Where the collection `stochastic` holds `rate` there, each channel of a layer that is not frozen normalises by its
     batch with this probability, else by the statistics stored before; all move as ever (StochNorm; Kou et al. 2020,
     section 3). It draws from the rng 'dropout'.
+
+    Where the collection `moments` may be written, every layer normalises by its batch, training or not, moves nothing
+    and leaves `mean` and `var` of the batch there.
     """
 
     momentum: float = 0.9
@@ -45,7 +48,11 @@ class BatchNorm(nn.Module):
         stored_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         stored_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         live = train and bool(self.get_variable("live", "value", True))
-        if live:
+        if self.is_mutable_collection("moments") and not self.is_initializing():
+            mean, var = _statistics(x)
+            self.put_variable("moments", "mean", mean)
+            self.put_variable("moments", "var", var)
+        elif live:
             mean, var = _statistics(x)
             before = stored_mean.value, stored_var.value
             if not self.is_initializing():

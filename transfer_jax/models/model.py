@@ -116,6 +116,17 @@ class Model:
                 moved[name] = stats
         return taps, moved
 
+    def moments(self, variables: Variables, inputs: Mapping[str, jax.Array]) -> dict[str, Any]:
+        """Mean and variance of this batch at every BatchNorm of the backbones named in `inputs`, each normalising by
+        it: a tree like `batch_stats`, without the backbones that have no such layer. Dropout is off."""
+        found = {}
+        for name, image in inputs.items():
+            own = {kind: variables.get(kind, {}).get(name, {}) for kind in ("params", "batch_stats")}
+            with self._inserted(variables, name):
+                _, written = self._backbone(name).apply(own, image, train=False, mutable=["moments"])
+            found |= {name: written["moments"]} if "moments" in written else {}
+        return found
+
     def head(self, variables: Variables, name: str, taps: Taps | jax.Array,
              image_size: tuple[int, int] | None = None, train: bool = False,
              frozen_norms: frozenset[str] = frozenset(), rngs: Mapping[str, jax.Array] | None = None,

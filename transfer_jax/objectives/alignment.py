@@ -6,63 +6,73 @@ precision: differences of covariances drown in the 10 mantissa bits that acceler
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from transfer_jax.core.errors import UserError
+from transfer_jax.objectives.lengths import length
 
 
-def deep_coral(source_features: jax.Array, target_features: jax.Array, *, mean_weight: float = 0.0) -> jax.Array:
+def deep_coral(source_features: jax.Array, target_features: jax.Array, *, mean_weight: float = 0.0,
+               convention: Literal["paper", "tllib"] = "paper") -> jax.Array:
     """|C_s - C_t|_F^2 / (4 d^2) with covariances over N - 1 (Sun & Saenko 2016, eq. 1-3).
 
     Args:
       source_features, target_features: float [Bs, d], [Bt, d] or maps [B, H, W, d].
       mean_weight: adds mean_weight |m_s - m_t|^2 / d with the feature means m; 0 in the paper.
+      convention: 'tllib', also that of DomainBed and WILDS, is |m_s - m_t|^2 / d + |C_s - C_t|_F^2 / d^2: four times
+        the paper's, and with means. Compare weights within one convention.
 
     Raises:
       UserError: for fewer than two feature vectors in a domain, or different lengths.
     """
-    source, target = _vectors("deep_coral", source_features, target_features)
-    size = source.shape[-1]
-    loss = jnp.sum(jnp.square(_covariance(source) - _covariance(target))) / (4 * size**2)
-    return loss + mean_weight * jnp.mean(jnp.square(source.mean(0) - target.mean(0)))
+    if convention not in ("paper", "tllib"):
+        raise UserError(f"deep_coral: convention = {convention!r} does not fit; use 'paper' or 'tllib'")
+    source, target = vectors("deep_coral", source_features, target_features)
+    covariances = jnp.mean(jnp.square(_covariance(source) - _covariance(target)))
+    means = jnp.mean(jnp.square(source.mean(0) - target.mean(0)))
+    return means + covariances if convention == "tllib" else covariances / 4 + mean_weight * means
 
 
-def mmd(source_features: jax.Array, target_features: jax.Array, *,
-        bandwidth: float | Literal["mean", "median"] = "mean",
-        multipliers: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0),
-        estimator: Literal["biased", "unbiased"] = "biased") -> jax.Array:
-    """Squared maximum mean discrepancy, E k(s, s') + E k(t, t') - 2 E k(s, t) (Gretton et al. 2012, eq. 3 and 5).
-
-    The kernel is the mean over the multipliers m of exp(-|x - y|^2 / (m b)), bounded by 1.
+def central_moments(source_features: jax.Array, target_features: jax.Array, *, orders: int = 5,
+                    span: float = 1.0) -> jax.Array:
+    """|E s - E t| / span + sum_k=2..orders |c_k(s) - c_k(t)| / span^k, c_k the k-th central moment of every entry
+    (central moment discrepancy, CMD; Zellinger et al. 2017, definition 2 with the sample moments of eq. 8).
 
     Args:
-      source_features, target_features: float [Bs, d], [Bt, d] or maps [B, H, W, d].
-      bandwidth: b; or 'mean' or 'median' of the squared distances over all distinct pairs of both domains together,
-        a constant for the gradient.
-      multipliers: m, widths of the kernels relative to b.
-      estimator: 'biased' keeps the pairs of a vector with itself and is never negative; 'unbiased' leaves them out.
+      source_features, target_features: float [Bs, d], [Bt, d] or maps [B, H, W, d]. The definition wants entries in
+        an interval [a, b] (behind a sigmoid or tanh): powers of unbounded ones soon outweigh all else.
+      orders: the highest moment, 5 in the paper.
+      span: b - a: 1 behind a sigmoid, 2 behind tanh.
+
+    Raises:
+      UserError: for `orders` below 1 or a `span` that is not positive; for features as in `deep_coral`.
     """
-    source, target = _vectors("mmd", source_features, target_features)
-    squared = _squared_distances(jnp.concatenate([source, target]))
-    width = _bandwidth(squared, bandwidth)
-    width = jnp.where(width > 0, width, 1.0)  # all vectors equal, as behind a dead layer
-    kernel = jnp.mean(jnp.stack([jnp.exp(-squared / (multiplier * width)) for multiplier in multipliers]), axis=0)
-    count = len(source)
-    within = [_mean_kernel(block, estimator) for block in (kernel[:count, :count], kernel[count:, count:])]
-    return within[0] + within[1] - 2 * jnp.mean(kernel[:count, count:])
+    if orders < 1 or span <= 0:
+        raise UserError(f"central_moments: orders = {orders}, span = {span} do not fit; give orders >= 1, span > 0")
+    source, target = vectors("central_moments", source_features, target_features)
+    means = jnp.mean(source, axis=0), jnp.mean(target, axis=0)
+    loss = length(means[0] - means[1]) / span
+    for order in range(2, orders + 1):
+        moments = [jnp.mean((x - mean)**order, axis=0) for x, mean in zip((source, target), means, strict=True)]
+        loss += length(moments[0] - moments[1]) / span**order
+    return loss
 
 
-def _vectors(name: str, source: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+def vectors(name: str, source: jax.Array, target: jax.Array, least: int = 2) -> tuple[jax.Array, jax.Array]:
+    """float32 [N, d], [M, d]: the features of both domains, every position of a map a vector.
+
+    Raises:
+      UserError: naming the term, for different lengths or fewer than `least` vectors in a domain.
+    """
     if source.shape[-1] != target.shape[-1]:
         raise UserError(f"{name}: source features {source.shape} and target features {target.shape} differ in length; "
                         f"take both from the same tap")
     source, target = (x.astype(jnp.float32).reshape(-1, x.shape[-1]) for x in (source, target))
-    if min(len(source), len(target)) < 2:
-        raise UserError(f"{name} needs at least 2 examples of each domain in a batch, got {len(source)} and "
+    if min(len(source), len(target)) < least:
+        raise UserError(f"{name} needs at least {least} examples of each domain in a batch, got {len(source)} and "
                         f"{len(target)}; raise the batch size")
     return source, target
 
@@ -70,29 +80,3 @@ def _vectors(name: str, source: jax.Array, target: jax.Array) -> tuple[jax.Array
 def _covariance(x: jax.Array) -> jax.Array:
     centred = x - jnp.mean(x, axis=0)
     return jnp.matmul(centred.T, centred, precision="highest") / (len(x) - 1)
-
-
-def _squared_distances(x: jax.Array) -> jax.Array:
-    # Distances do not depend on the origin; around the mean the squared lengths cancel least.
-    x = x - jnp.mean(x, axis=0)
-    lengths = jnp.sum(jnp.square(x), axis=-1)
-    squared = lengths[:, None] + lengths[None, :] - 2 * jnp.matmul(x, x.T, precision="highest")
-    return jnp.where(jnp.eye(len(x), dtype=bool), 0.0, jnp.maximum(squared, 0.0))
-
-
-def _bandwidth(squared: jax.Array, bandwidth: float | str) -> jax.Array:
-    if bandwidth not in ("mean", "median"):
-        if isinstance(bandwidth, str) or bandwidth <= 0:
-            raise UserError(f"mmd: bandwidth = {bandwidth!r} does not fit; use 'mean', 'median' or a number > 0")
-        return jnp.asarray(bandwidth, jnp.float32)
-    pairs = squared[jnp.triu_indices(len(squared), 1)]
-    return jax.lax.stop_gradient(jnp.mean(pairs) if bandwidth == "mean" else jnp.median(pairs))
-
-
-def _mean_kernel(kernel: jax.Array, estimator: str) -> jax.Array:
-    count = len(kernel)
-    if estimator == "biased":
-        return jnp.mean(kernel)
-    if estimator == "unbiased":
-        return jnp.sum(jnp.where(jnp.eye(count, dtype=bool), 0.0, kernel)) / (count * (count - 1))
-    raise UserError(f"mmd: estimator = {estimator!r} does not fit; use 'biased' or 'unbiased'")

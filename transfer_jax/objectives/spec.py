@@ -13,8 +13,9 @@ class TermSpec(Component):
     """One loss term: a function of the registry `TERMS` and where its arguments come from.
 
     `kind` "task" stands for the loss of the task named by `task`. A term reads one stream (`stream`), or several under
-    the role names that its function's parameters carry (`streams={"source": ..., "target": ...}`). A statistic of the
-    start (`objectives/statistics.py`) is measured over `measured_on`, by default the term's stream, or over about
+    the role names that its function's parameters carry (`streams={"source": ..., "target": ...}`). Features are those
+    of `tap`, or of all `taps` for a term that compares layers. A statistic of the start (`objectives/statistics.py`) is
+    measured over `measured_on`, by default the term's stream, or over about
     `measured_examples` of it.
     """
 
@@ -23,6 +24,7 @@ class TermSpec(Component):
     task: str | None = None
     head: str | None = None
     tap: str = "pooled"
+    taps: tuple[str, ...] = ()
     measured_on: str | None = None
     measured_examples: int | None = Field(default=None, ge=1)
     weight: float = 1.0

@@ -1,7 +1,8 @@
-"""Statistics of the start: what a term has to know of a data set under the model with which its stage starts.
+"""Statistics: what a term has to know of a whole data set under the model with which its stage starts.
 
-A term asks for one by the name of a positional parameter (`fisher`). It is measured once, by a pass over a stream
-before the first step, and kept in checkpoints. A statistic is a function of its options that returns a `Statistic`.
+A term asks for one by the name of a positional parameter (`fisher`). It is measured by a pass over a stream before the
+first step, some (`renewed`) anew whenever the stage's `measure_every` says, and kept in checkpoints. A statistic is a
+function of its options that returns a `Statistic`.
 """
 
 from __future__ import annotations
@@ -47,10 +48,16 @@ class StartView:
 @dataclass(frozen=True)
 class Statistic:
     """`measure(view, batch)` gives sums over the examples of a batch, `finish` makes what the term receives of their
-    sums over all batches. Examples of weight 0 are padding."""
+    sums over all batches. Examples of weight 0 are padding.
+
+    With `each` it gives arrays [B, ...] instead, and `finish` receives those of all examples [n, ...] in the stream's
+    order and their weights [n]: 0 for one that could not be read. `renewed`: of the model as it is, not of the start.
+    """
 
     measure: Callable[[StartView, Batch], Any]
-    finish: Callable[[Any], Any]
+    finish: Callable[..., Any]
+    each: bool = False
+    renewed: bool = False
 
 
 def fisher(*, empirical: bool = False) -> Statistic:
@@ -157,5 +164,42 @@ def channel_weights(*, temperature: float = 1.0) -> Statistic:
     return Statistic(measure, finish)
 
 
+def cluster_labels(*, rounds: int = 1) -> Statistic:
+    """A class for every example of a stream, int32 [n]: that of the nearest centroid by cosine (Liang et al. 2020,
+    section 3.3, eq. 4-6).
+
+    Centroids are means of the features (the term's tap, with 1 appended and length 1) weighted by the probabilities of
+    the term's head; then, `rounds` times, by the labels so found. A class that no example is given keeps no centroid
+    in the next round, so that none can be assigned to it.
+    """
+    if rounds < 0:
+        raise UserError(f"cluster_labels: rounds = {rounds} is negative; use 0 or more")
+
+    def measure(view: StartView, batch: Batch) -> Any:
+        return (view.features(batch).reshape(len(batch["weight"]), -1).astype(jnp.float32),
+                jax.nn.softmax(view.logits(batch).astype(jnp.float32)))
+
+    def finish(rows: Any, weights: jax.Array) -> jax.Array:
+        features, shares = rows
+        features = jnp.concatenate([features, jnp.ones((len(features), 1))], -1)
+        features = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+        shares = shares * weights[:, None]
+        for _ in range(rounds + 1):
+            labels = jnp.argmax(_cosines(features, shares), axis=-1)
+            shares = jax.nn.one_hot(labels, shares.shape[-1]) * weights[:, None]
+        return labels.astype(jnp.int32)
+
+    return Statistic(measure, finish, each=True, renewed=True)
+
+
+def _cosines(features: jax.Array, shares: jax.Array) -> jax.Array:
+    """Cosines [n, K] between unit features [n, d] and the centroids of shares [n, K]; -2 for a class without any."""
+    sums = jnp.matmul(shares.T, features, precision="highest")
+    lengths = jnp.linalg.norm(sums, axis=-1)
+    cosines = jnp.matmul(features, sums.T, precision="highest") / jnp.maximum(lengths, 1e-12)
+    return jnp.where(shares.sum(0) > 0, cosines, -2.0)
+
+
 STATISTICS: dict[str, Callable[..., Statistic]] = {
-    "fisher": fisher, "relationship": relationship, "channel_weights": channel_weights}
+    "fisher": fisher, "relationship": relationship, "channel_weights": channel_weights,
+    "cluster_labels": cluster_labels}

@@ -4,22 +4,28 @@ A positional parameter `[role_]quantity` receives, from the stream of that role 
 single stream):
 
     logits        output of the term's head                 labels       batch entry of the task (`label`, `mask`)
-    features      the tap named by the term's `tap`         label_probs  mixed labels [B, K], or None
-    weights       weight of every example, float32 [B]      domains      domain number of every example
+    task_logits   output of the head of the term's `task`   label_probs  mixed labels [B, K], or None
+    features      the tap named by the term's `tap`         weights      weight of every example, float32 [B]
+    layers        the taps named by its `taps`, a tuple     domains      domain number of every example
+    inputs        what the network reads                    examples     number of every example in its stream
+    apply_model   function: inputs -> task_logits of other inputs; statistics of norms stay
     start_logits, start_features   the same as the model gave them at the stage's start, without dropout and on stored
                   statistics: constants for the gradient
+    teacher_logits   task_logits as the moving average (`ema`) of the model gives them, likewise
 
 and, without a role: `parameters` and `initial_parameters` (flat path -> array of the trainable leaves now and at
 the stage's start), `apply_head` (array -> output of the term's head), `progress` (0 to 1 through the stage), `key`, and
 the statistics of the start (`fisher` and others of `objectives/statistics.py`), whose options are options of the term.
-Keyword-only parameters are the arguments that a config may set. So a new method is one function in one file.
+A term that asks for `carried` keeps arrays from step to step: `objectives/carried.py` says which it has at first, and
+it returns (value, metrics, new ones). Keyword-only parameters are the arguments that a config may set. So a new method
+is one function in one file.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -28,14 +34,17 @@ import jax.numpy as jnp
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.spec import Component, bind
 from transfer_jax.objectives import TERMS
+from transfer_jax.objectives.carried import CARRIED
 from transfer_jax.objectives.spec import TermSpec, UpdateSpec
 from transfer_jax.objectives.statistics import STATISTICS, Statistic
 from transfer_jax.params.schedules import SCHEDULES
 from transfer_jax.tasks import TaskSpec
 
-PER_STREAM = ("start_logits", "start_features", "logits", "labels", "label_probs", "weights", "features", "domains")
+PER_STREAM = ("start_logits", "start_features", "task_logits", "teacher_logits", "logits", "labels", "label_probs",
+              "weights", "features", "layers", "domains", "inputs", "examples", "apply_model")
 FROM_START = ("initial_parameters", "start_logits", "start_features")
-SHARED = ("parameters", "initial_parameters", "apply_head", "progress", "key")
+OF_TASK = ("task_logits", "teacher_logits", "apply_model")  # by the head of the term's task
+SHARED = ("parameters", "initial_parameters", "apply_head", "carried", "progress", "key")
 
 
 @dataclass(frozen=True)
@@ -44,9 +53,11 @@ class Term:
 
     name: str
     spec: TermSpec
+    kind: str
     function: Callable[..., Any]
     quantities: tuple[tuple[str, str, str], ...]
     head: str | None
+    task_head: str | None
     label_key: str
     task_kind: str
     statistics: Mapping[str, Statistic]  # by quantity
@@ -58,7 +69,25 @@ class Term:
     @property
     def needs_start(self) -> bool:
         """Whether the stage has to keep its parameters of the start for this term."""
-        return any(quantity in FROM_START for _, _, quantity in self.quantities)
+        return self.reads(FROM_START)
+
+    @property
+    def heads(self) -> frozenset[str]:
+        """Names of the heads that the term runs."""
+        return frozenset(head for head in (self.head, self.task_head if self.reads(OF_TASK) else None) if head)
+
+    def reads(self, quantities: Collection[str]) -> bool:
+        """Whether the term asks for one of these quantities."""
+        return any(quantity in quantities for _, _, quantity in self.quantities)
+
+    def first_carried(self, sizes: Mapping[str, int]) -> Any:
+        """What the term carries at the stage's start; `sizes`: examples of every stream."""
+        function = CARRIED[self.kind]
+        options = inspect.signature(function).parameters
+        arguments = {name: value for name, value in self.spec.arguments.items() if name in options}
+        if "size" in options:
+            arguments["size"] = max(sizes[stream] for stream in self.spec.roles.values())
+        return function(**arguments)
 
     @property
     def weight(self) -> Callable[[jax.Array, int], jax.Array]:
@@ -71,21 +100,26 @@ class Term:
 class Context:
     """What the terms of one update may look at.
 
-    `output(stream, head)` and `apply(head, array)` run heads; `start_taps(stream)` and `start_output(stream, head)` run
-    the model of the stage's start.
+    `output(stream, head)` and `apply(head, array)` run heads, `again(stream, head, inputs)` the model on other inputs;
+    `start_taps(stream)` and `start_output(stream, head)` run the model of the stage's start, `teacher_output(stream,
+    head)` the averaged one (None without an average).
     """
 
     batches: Mapping[str, Mapping[str, jax.Array]]
-    taps: Mapping[str, Mapping[str, jax.Array]]
     output: Callable[[str, str], jax.Array]
-    apply: Callable[[str, jax.Array], jax.Array]
-    start_taps: Callable[[str], Mapping[str, jax.Array]]
-    start_output: Callable[[str, str], jax.Array]
-    parameters: Mapping[str, jax.Array]
-    initial_parameters: Mapping[str, jax.Array]
-    statistics: Mapping[str, Any]  # of the start, by `statistic_name`
     progress: jax.Array
     key: jax.Array
+    taps: Mapping[str, Mapping[str, jax.Array]] = field(default_factory=dict)
+    apply: Callable[[str, jax.Array], jax.Array] | None = None
+    inputs: Callable[[str], jax.Array] | None = None  # of a stream
+    again: Callable[[str, str, jax.Array], jax.Array] | None = None
+    start_taps: Callable[[str], Mapping[str, jax.Array]] | None = None
+    start_output: Callable[[str, str], jax.Array] | None = None
+    teacher_output: Callable[[str, str], jax.Array] | None = None
+    parameters: Mapping[str, jax.Array] = field(default_factory=dict)
+    initial_parameters: Mapping[str, jax.Array] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)  # of the start, by `statistic_name`
+    carried: Mapping[str, Any] = field(default_factory=dict)  # by the term's name
 
 
 def make_terms(update: UpdateSpec, tasks: Mapping[str, TaskSpec], where: str) -> list[Term]:
@@ -109,8 +143,12 @@ def make_term(name: str, spec: TermSpec, tasks: Mapping[str, TaskSpec], where: s
     needed = {quantity for _, _, quantity in quantities}
     if head is None and needed & {"logits", "start_logits", "apply_head"}:
         raise UserError(f"{where} (kind {component.kind!r}) needs a head; set head='...' or task='...'")
-    term = Term(name, spec, function, quantities, head, task.label if task else "label",
-                task.kind if task else "classification", statistics)
+    if task is None and needed & set(OF_TASK):
+        raise UserError(f"{where} (kind {component.kind!r}) needs the outputs of a task; set task='...'")
+    if "layers" in needed and len(spec.taps) < 1:
+        raise UserError(f"{where} (kind {component.kind!r}) compares several taps; set taps=('...', ...)")
+    term = Term(name, spec, component.kind, function, quantities, head, task.head if task else None,
+                task.label if task else "label", task.kind if task else "classification", statistics)
     _check_measurable(term, where)
     return term
 
@@ -167,12 +205,12 @@ def _quantity(parameter: str, spec: TermSpec, where: str) -> tuple[str, str, str
                     f"{', '.join((*SHARED, *STATISTICS))}")
 
 
-def call_term(term: Term, context: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The value of a term, a float32 scalar, and its further metrics."""
+def call_term(term: Term, context: Context) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+    """The value of a term, a float32 scalar, its further metrics, and what it carries on (None: nothing)."""
     arguments = {parameter: _resolve(term, role, quantity, context) for parameter, role, quantity in term.quantities}
     result = term.function(**arguments)
-    value, metrics = result if isinstance(result, tuple) else (result, {})
-    return jnp.asarray(value, jnp.float32), metrics
+    value, metrics, *carried = result if isinstance(result, tuple) else (result, {})
+    return jnp.asarray(value, jnp.float32), metrics, jax.lax.stop_gradient(carried[0]) if carried else None
 
 
 def _resolve(term: Term, role: str, quantity: str, context: Context) -> Any:
@@ -180,20 +218,35 @@ def _resolve(term: Term, role: str, quantity: str, context: Context) -> Any:
         return lambda array: context.apply(term.head, array)
     if quantity in STATISTICS:
         return context.statistics[statistic_name(term, quantity)]
+    if quantity == "carried":
+        return context.carried[term.name]
     if quantity in SHARED:
         return getattr(context, quantity)
-    stream = term.spec.roles[role]
-    batch = context.batches[stream]
+    return _of_stream(term, term.spec.roles[role], quantity, context)
+
+
+def _of_stream(term: Term, stream: str, quantity: str, context: Context) -> Any:
+    batch, where = context.batches[stream], f"term {term.name!r}"
     if quantity == "logits":
         return context.output(stream, term.head)
+    if quantity == "task_logits":
+        return context.output(stream, term.task_head)
     if quantity == "start_logits":
         return context.start_output(stream, term.head)
+    if quantity == "teacher_logits":
+        return context.teacher_output(stream, term.task_head)
+    if quantity == "inputs":
+        return context.inputs(stream)
+    if quantity == "apply_model":
+        return lambda inputs: context.again(stream, term.task_head, inputs)
     if quantity in ("features", "start_features"):
         taps = context.taps[stream] if quantity == "features" else context.start_taps(stream)
-        return _entry(taps, term.spec.tap, "tap", f"term {term.name!r}")
+        return _entry(taps, term.spec.tap, "tap", where)
+    if quantity == "layers":
+        return tuple(_entry(context.taps[stream], tap, "tap", where) for tap in term.spec.taps)
     if quantity == "labels":
         return labels_of(term, stream, batch)
-    key = {"weights": "weight", "domains": "domain"}.get(quantity, quantity)
+    key = {"weights": "weight", "domains": "domain", "examples": "position"}.get(quantity, quantity)
     return batch.get(key)
 
 

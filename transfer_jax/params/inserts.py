@@ -1,4 +1,4 @@
-"""Few-parameter methods that add to the forward pass: adapters beside modules, prompts among tokens.
+"""Few-parameter methods that add to the forward pass: adapters beside modules, prompts among tokens, gaps of domains.
 
 Unlike the methods of `peft.py` they cannot be worked into the leaves of the plain model, so their leaves stay:
 `peft/<name>/<backbone>/<place>/<leaf>`, a place being a module, and a model that finds them runs with them. Networks
@@ -24,6 +24,7 @@ from transfer_jax.core.errors import UserError, nearest
 from transfer_jax.core.interception import tap_edits
 from transfer_jax.core.spec import Component, bind
 from transfer_jax.layers.attention import SelfAttention
+from transfer_jax.params.domain_shift import check_shift, initial_shift, shift_places, with_shift
 
 PREFIX = "peft/"
 Flat = dict[str, jax.Array]
@@ -150,7 +151,32 @@ def _with_prompts(new: New) -> Iterator[None]:
         yield
 
 
-INSERTS: dict[str, Callable[..., Insert]] = {"adapter": adapter, "prompts": prompts}
+def domain_shift(*, domains: tuple[str, ...], scale: bool = True, spread: Mapping[str, float] | None = None,
+                 shared: bool = False) -> Insert:
+    """x (1 + scale) + shift with vectors of each domain at the taps whose paths `targets` match ('backbone/pooled').
+
+    Scales and shifts are zero at first, so that training starts at the model, but for shifts of domains with a spread.
+    A gap in the last tap before a linear head, with one batch normalisation in front of it, is the domain-specific
+    affine part of Chang et al. (2019, section 3.2).
+
+    Args:
+      domains: as the streams name them; the last is meant where a model is used without saying which.
+      scale: whether there is a factor beside the shift.
+      spread: domain -> standard deviation of the draws of its shifts.
+      shared: one gap for all taps together, which then have one width.
+    """
+    check_shift(domains, spread or {})
+
+    def initial(key: jax.Array, outline: Outline, place: str) -> Flat:
+        gap, _, domain = place.rpartition("/")
+        return initial_shift(key, outline.taps[gap.split("+")[0]].shape[-1], (spread or {}).get(domain, 0.0), scale)
+
+    return Insert(lambda outline, name, patterns, where: shift_places(outline.taps, name, patterns, domains, shared,
+                                                                      where),
+                  initial, lambda new: with_shift(new, domains))
+
+
+INSERTS: dict[str, Callable[..., Insert]] = {"adapter": adapter, "prompts": prompts, "domain_shift": domain_shift}
 
 
 def make_insert(spec: Component, where: str) -> Insert:
@@ -184,6 +210,8 @@ def _check_targets(insert: Insert, spec: Any, outlines: Mapping[str, Outline], w
             raise UserError(f"{where}: {pattern!r} is not a regular expression: {error}") from error
         if not any(insert.places(outline, backbone, (pattern,), where) for backbone, outline in outlines.items()):
             known = [f"{backbone}/{module}" for backbone, outline in outlines.items() for module in outline.modules]
+            known = [f"{name}/{tap}" for name, outline in outlines.items() for tap in outline.taps] if (
+                spec.kind == "domain_shift") else known
             close = list(outlines) if spec.kind == "prompts" else nearest(pattern, known) or known[:3]
             raise UserError(f"{where}: {pattern!r} matches nothing; nearest: {', '.join(close)}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,11 +15,29 @@ import numpy as np
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.paths import flatten, merge, unflatten
 from transfer_jax.data.cached import known_taps
+from transfer_jax.layers.gradient import scale_gradient
+from transfer_jax.models.domains import moved_statistics, reading, statistics_of
 from transfer_jax.models.model import Model, qualified
 from transfer_jax.models.taps import Resumed
 from transfer_jax.objectives.wiring import Context
 
 Batch = Mapping[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """How the batches of a stream go through the model.
+
+    domain: of the stream, for what belongs to domains.
+    statistics: the domain whose BatchNorm statistics it uses and moves; None: the main ones.
+    stored: on stored statistics, which stay as they are.
+    gradient_scale: of every gradient that its batches send to parameters.
+    """
+
+    domain: str | None = None
+    statistics: str | None = None
+    stored: bool = False
+    gradient_scale: float = 1.0
 
 
 def inputs_of(stream: Any, batch: Batch) -> dict[str, jax.Array]:
@@ -39,68 +58,104 @@ def merge_statistics(old: Mapping[str, Any], moved: Mapping[str, Any]) -> dict[s
 
 
 def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_stats: Any, names: tuple[str, ...],
-                 batches: Mapping[str, Batch], *, streams: Mapping[str, Any], key: jax.Array,
-                 frozen_norms: frozenset[str], joint: bool, parameters: Mapping[str, jax.Array],
-                 initial: Mapping[str, jax.Array], statistics: Mapping[str, Any], progress: jax.Array,
-                 start: tuple[Mapping[str, jax.Array], Any]) -> tuple[Context, Callable[[], Any]]:
+                 batches: Mapping[str, Batch], *, streams: Mapping[str, Any], passages: Mapping[str, Passage],
+                 key: jax.Array, frozen_norms: frozenset[str], all_norms: tuple[str, ...], joint: bool,
+                 parameters: Mapping[str, jax.Array], initial: Mapping[str, jax.Array], statistics: Mapping[str, Any],
+                 progress: jax.Array, start: tuple[Mapping[str, jax.Array], Any],
+                 averaged: tuple[Mapping[str, jax.Array], Any] | None, carried: Mapping[str, Any],
+                 ) -> tuple[Context, Callable[[], Any]]:
     """The context that terms read, and a function that returns the statistics after all that they ran.
 
     Backbones run once per stream, in the order of `names` (or once in all, if `joint`); heads run when a term asks,
-    once per stream. `start` holds the parameters and statistics of the stage's start, for terms that look back.
+    once per stream. `start` holds the parameters and statistics of the stage's start, for terms that look back,
+    `averaged` those of the moving average.
     """
-    variables = {"params": unflatten(parameters_flat), "batch_stats": batch_stats}
     moved: dict[str, Any] = {}
 
-    def current() -> dict[str, Any]:
-        return variables | {"batch_stats": merge_statistics(batch_stats, moved)}
+    def variables(passage: Passage) -> dict[str, Any]:
+        scale = passage.gradient_scale
+        leaves = parameters_flat if scale == 1 else {path: scale_gradient(leaf, scale)
+                                                     for path, leaf in parameters_flat.items()}
+        return {"params": unflatten(leaves),
+                "batch_stats": statistics_of(merge_statistics(batch_stats, moved), passage.statistics)}
 
-    def note(statistics: Mapping[str, Any]) -> None:
-        moved.update(merge(moved, statistics))
+    def note(found: Mapping[str, Any], passage: Passage) -> None:
+        moved.update(merge(moved, moved_statistics(found, passage.statistics)))
 
-    def run(name: str, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
-        found, statistics = model.taps(current(), inputs, train=True, frozen_norms=frozen_norms,
-                                       rngs={"dropout": _named(key, name)})
-        note(statistics)
+    def settings(passage: Passage, name: str) -> dict[str, Any]:
+        return {"train": True, "frozen_norms": frozenset(all_norms) if passage.stored else frozen_norms,
+                "rngs": {"dropout": _named(key, name)}}
+
+    def run(name: str, passage: Passage, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
+        with reading(passage.domain):
+            found, statistics = model.taps(variables(passage), inputs, **settings(passage, name))
+        note(statistics, passage)
         return found
 
-    taps = _joint_taps(run, names, batches, streams) if joint and len(names) > 1 else {
-        name: _taps(functools.partial(run, name), streams[name], batches[name]) for name in names}
+    if joint and len(names) > 1:
+        taps = _joint_taps(lambda inputs: run("joint", Passage(), inputs), names, batches, streams)
+    else:
+        taps = {name: _taps(functools.partial(run, name, passages[name]), streams[name], batches[name])
+                for name in names}
     outputs: dict[tuple[str, str], jax.Array] = {}
 
     def output(stream: str, head: str) -> jax.Array:
         if (stream, head) not in outputs:
+            passage = passages[stream]
             outputs[stream, head], statistics = model.head(
-                current(), head, taps[stream], image_size(streams[stream], batches[stream]), train=True,
-                frozen_norms=frozen_norms, rngs={"dropout": _named(key, f"{stream}/{head}")})
-            note(statistics)
+                variables(passage), head, taps[stream], image_size(streams[stream], batches[stream]),
+                **settings(passage, f"{stream}/{head}"))
+            note(statistics, passage)
         return outputs[stream, head]
 
     def apply(head: str, array: jax.Array) -> jax.Array:
-        result, statistics = model.head(current(), head, array, None, train=True, frozen_norms=frozen_norms,
-                                        rngs={"dropout": _named(key, head)})
-        note(statistics)
+        result, statistics = model.head(variables(Passage()), head, array, None, **settings(Passage(), head))
+        note(statistics, Passage())
         return result
 
-    start_taps, start_output = _start_model(model, start, batches, streams)
-    context = Context(batches, taps, output, apply, start_taps, start_output, parameters, initial, statistics,
-                      progress, _named(key, "terms"))
+    def only_input(stream: str) -> str:
+        if len(streams[stream].spec.inputs) > 1:
+            raise UserError(f"a term changes the inputs of stream {stream!r}, which feeds "
+                            f"{' and '.join(streams[stream].spec.inputs)}; it works with one")
+        return next(iter(streams[stream].spec.inputs))
+
+    def again(stream: str, head: str, inputs: jax.Array) -> jax.Array:
+        """The head's output for other inputs in place of the stream's; statistics stay."""
+        backbone, passage = only_input(stream), passages[stream]
+        with reading(passage.domain):
+            found, _ = model.taps(variables(passage), {backbone: inputs}, **settings(passage, stream))
+        return model.head(variables(passage), head, found, image_size(streams[stream], batches[stream]),
+                          **settings(passage, f"{stream}/{head}"))[0]
+
+    start_taps, start_output = _other_model(model, start, batches, streams, passages)
+    teacher = _other_model(model, averaged, batches, streams, passages)[1] if averaged else None
+    context = Context(batches=batches, taps=taps, output=output, apply=apply, again=again, start_taps=start_taps,
+                      inputs=lambda stream: inputs_of(streams[stream], batches[stream])[only_input(stream)],
+                      start_output=start_output, teacher_output=teacher, parameters=parameters,
+                      initial_parameters=initial, statistics=statistics, carried=carried, progress=progress,
+                      key=_named(key, "terms"))
     return context, lambda: unflatten({path: jax.lax.stop_gradient(leaf) for path, leaf in flatten(moved).items()})
 
 
-def _start_model(model: Model, start: tuple[Mapping[str, jax.Array], Any], batches: Mapping[str, Batch],
-                 streams: Mapping[str, Any]) -> tuple[Callable, Callable]:
-    """`start_taps` and `start_output` of `Context`; nothing runs before a term asks, and nothing twice."""
-    variables = {"params": unflatten(start[0]), "batch_stats": start[1]}
+def _other_model(model: Model, variables: tuple[Mapping[str, jax.Array], Any], batches: Mapping[str, Batch],
+                 streams: Mapping[str, Any], passages: Mapping[str, Passage]) -> tuple[Callable, Callable]:
+    """Taps of a stream, and outputs of a head on it, of a model that no gradient reaches, without dropout and on stored
+    statistics. Nothing runs before a term asks, and nothing twice."""
+    parameters, batch_stats = unflatten(variables[0]), variables[1]
+
+    def of(stream: str) -> dict[str, Any]:
+        return {"params": parameters, "batch_stats": statistics_of(batch_stats, passages[stream].statistics)}
 
     @functools.cache
     def taps(stream: str) -> dict[str, jax.Array]:
-        found = _taps(lambda inputs: model.taps(variables, inputs)[0], streams[stream], batches[stream])
+        with reading(passages[stream].domain):
+            found = _taps(lambda inputs: model.taps(of(stream), inputs)[0], streams[stream], batches[stream])
         return jax.lax.stop_gradient(found)
 
     @functools.cache
     def output(stream: str, head: str) -> jax.Array:
         size = image_size(streams[stream], batches[stream])
-        return jax.lax.stop_gradient(model.head(variables, head, taps(stream), size)[0])
+        return jax.lax.stop_gradient(model.head(of(stream), head, taps(stream), size)[0])
 
     return taps, output
 
@@ -123,10 +178,10 @@ def _joint_taps(run: Callable, names: tuple[str, ...], batches: Mapping[str, Bat
     shapes = {name: tuple((part, value.shape[1:]) for part, value in found.items())
               for name, found in zip(names, inputs, strict=True)}
     if len(set(shapes.values())) > 1:
-        raise UserError(f"joint_forward needs streams of equal image shape, found {shapes}; "
+        raise UserError(f"batch_norm='joint' needs streams of equal image shape, found {shapes}; "
                         f"resize them with image_size")
     together = {part: jnp.concatenate([found[part] for found in inputs]) for part in inputs[0]}
-    taps = run("joint", together)
+    taps = run(together)
     ends = np.cumsum([next(iter(found.values())).shape[0] for found in inputs]).tolist()
     starts = [0, *ends[:-1]]
     return {name: {tap: value[start:end] for tap, value in taps.items()}

@@ -1,7 +1,7 @@
 """The one training loop: chunks of steps between the points at which the host has something to do.
 
-The order at every such point is fixed: check for non-finite values, log, evaluate, save. So a checkpoint of step n
-holds everything that happened up to n, and a resumed run repeats nothing and misses nothing.
+The order at every such point is fixed: check for non-finite values, log, evaluate, measure anew, save. So a checkpoint
+of step n holds everything that happened up to n, and a resumed run repeats nothing and misses nothing.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ class NotFinite(UserError):
 
 @dataclass(frozen=True)
 class Cadence:
-    """Every how many steps the host logs, evaluates and saves; 0 means at the end only."""
+    """Every how many steps the host logs, evaluates and saves (0: at the end only), and measures statistics anew (0:
+    never)."""
 
     log: int
     evaluate: int
     save: int
+    measure: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Hooks:
     save: Callable[[int, State], None]
     advance: Callable[[int, float], None]  # (steps since the last call, mean loss)
     compiled: Callable[[Any, State, Constants, Any], None]  # (program, its first arguments), before it runs
+    measure: Callable[[int, State], Constants] | None = None  # constants with what was measured anew
 
 
 @dataclass
@@ -113,7 +116,7 @@ def train(program: Program, state: State, constants: Constants, feeds: Mapping[s
             _check_finite(state, names, seeds["data"])
             asked = pace.look_in(count, stop.signal)
             hooks.advance(count, _mean_loss(state, names, step, program.log_every))
-            _at_point(step, state, program, names, cadence, hooks)
+            constants = _at_point(step, state, constants, program, names, cadence, hooks)
             if asked and step < program.total_steps:
                 if not _falls_on(step, cadence.save):
                     hooks.save(step, state)
@@ -123,14 +126,18 @@ def train(program: Program, state: State, constants: Constants, feeds: Mapping[s
     return state
 
 
-def _at_point(step: int, state: State, program: Program, names: list[str], cadence: Cadence, hooks: Hooks) -> None:
+def _at_point(step: int, state: State, constants: Constants, program: Program, names: list[str], cadence: Cadence,
+              hooks: Hooks) -> Constants:
     last = step == program.total_steps
     if _falls_on(step, cadence.log) or last:
         hooks.log(step, _window_means(state, names, step, cadence.log))
     if _falls_on(step, cadence.evaluate) and not last:
         hooks.evaluate(step, state)
+    if _falls_on(step, cadence.measure) and not last:
+        constants = hooks.measure(step, state)
     if _falls_on(step, cadence.save) and not last:
         hooks.save(step, state)
+    return constants
 
 
 def _falls_on(step: int, every: int) -> bool:
@@ -138,7 +145,8 @@ def _falls_on(step: int, every: int) -> bool:
 
 
 def _next_point(step: int, program: Program, cadence: Cadence) -> int:
-    points = [step - step % every + every for every in (cadence.log, cadence.evaluate, cadence.save) if every]
+    points = [step - step % every + every for every in
+              (cadence.log, cadence.evaluate, cadence.save, cadence.measure) if every]
     points += [boundary for boundary in program.partition.boundaries() if boundary > step]
     return min([*points, program.total_steps])
 

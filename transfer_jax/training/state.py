@@ -14,12 +14,13 @@ class State(NamedTuple):
 
     Attributes:
       trainable: path -> parameter of the trainable groups.
-      batch_stats: BatchNorm statistics, nested like the parameters.
+      batch_stats: BatchNorm statistics, nested like the parameters; see `models/domains.py` for those of domains.
       opt_state: the one optax tree of the stage.
       ema: averages of the trainable parameters (`params/...`) and of the statistics (`stats/...`), or empty;
         averages that the optimizer keeps likewise.
       sums: float32 [S, M] sums of the metrics since the last log point.
       bad: int32 [S, 2]: the first step with a non-finite metric and the metric's number, or -1.
+      carried: what terms carry from step to step, by their names.
     """
 
     trainable: Flat
@@ -28,6 +29,7 @@ class State(NamedTuple):
     ema: Flat
     sums: jax.Array
     bad: jax.Array
+    carried: dict[str, Any] = {}
 
 
 class Constants(NamedTuple):
@@ -38,7 +40,7 @@ class Constants(NamedTuple):
       initial: the trainable parameters at the stage's start, where a term looks back at it; else empty.
       initial_stats: the statistics at the stage's start, likewise.
       rates: group -> peak learning rate, float32 [S].
-      statistics: what terms know of the start, measured once: see `objectives/statistics.py`.
+      statistics: what was measured at the start, or is measured anew every so often: see `objectives/statistics.py`.
     """
 
     frozen: Flat

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,16 @@ from transfer_jax.objectives.wiring import Term, call_term
 from transfer_jax.params.optimizer_tree import apply_groups
 from transfer_jax.params.partition import Partition
 from transfer_jax.params.peft import PeftSpec, merged
-from transfer_jax.training.forward import make_context, merge_statistics
+from transfer_jax.training.forward import Passage, make_context, merge_statistics
 from transfer_jax.training.state import Constants, Flat, State
+
+
+class Side(NamedTuple):
+    """What moves beside the parameters, without a gradient: see `State`."""
+
+    batch_stats: Any
+    carried: dict[str, Any]
+
 
 Combine = Callable[[dict[str, jax.Array], Mapping[str, jax.Array]], tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -63,6 +71,9 @@ class Program:
     accumulate: int = 1
     joint_forward: bool = False
     stored_norms: bool = False
+    passages: Mapping[str, Passage] = field(default_factory=dict)  # of streams that differ from `Passage()`
+    carried: Callable[[], dict[str, Any]] = dict  # what terms carry at the start, by their names
+    weighted: tuple[str, ...] = ()  # streams whose examples have a weight in `Constants.statistics`
     noise: Callable[[Flat, Flat, jax.Array], Flat] | None = None  # moving leaves, the start, key: see `make_noise`
     ema_decay: float | None = None
     ema_warmup: bool = True
@@ -86,12 +97,17 @@ class Program:
         return self.partition.frozen_norms(self.norm_paths, active)
 
 
+def weights_name(stream: str) -> str:
+    """Under which name the weights of a stream's examples lie in `Constants.statistics`."""
+    return f"weights/{stream}"
+
+
 def init_state(program: Program, trainable: Flat, batch_stats: Any, rates: Flat, metrics: int) -> State:
     """The state at step 0 of one seed."""
     averaging = program.ema_decay is not None or program.averages is not None
     ema = _ema_targets(trainable, batch_stats) if averaging else {}
     return State(trainable, batch_stats, program.optimizer(rates).init(trainable), ema,
-                 jnp.zeros(metrics, jnp.float32), jnp.full(2, -1, jnp.int32))
+                 jnp.zeros(metrics, jnp.float32), jnp.full(2, -1, jnp.int32), program.carried())
 
 
 def metric_names(program: Program, state: State, constants: Constants, feeds: Any, seeds: Any) -> list[str]:
@@ -130,6 +146,9 @@ def train_step(program: Program, active: frozenset[str], state: State, constants
 def _moved(program: Program, active: frozenset[str], state: State, constants: Constants, feeds: Any, seeds: Any,
            step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
     batches = {name: program.streams[name].batch(feed, seeds["data"], step) for name, feed in feeds.items()}
+    for name in program.weighted:
+        known = constants.statistics[weights_name(name)]
+        batches[name] = {**batches[name], "weight": batches[name]["weight"] * known[batches[name]["position"]]}
     batches = {name: shard_batch(program.mesh, batch) for name, batch in batches.items()}
     key = jax.random.fold_in(jax.random.key(seeds["step"]), step)
     metrics: dict[str, jax.Array] = {}
@@ -154,28 +173,35 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
     held = {path: leaf for path, leaf in state.trainable.items() if path not in moving} | constants.frozen
     frozen_norms = program.frozen_norms(active)
 
-    def losses(moving: Flat, batch_stats: Any, batches: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+    passages = {name: program.passages.get(name, Passage()) for name in program.streams}
+    averaged = _averaged_model(program, constants, state) if program.ema_decay is not None else None
+
+    def losses(moving: Flat, side: Side, batches: Any, key: jax.Array) -> tuple[jax.Array, Any]:
         run = moving if program.noise is None else program.noise(moving, constants.initial, jax.random.fold_in(key, 2))
         now, then = (merged(program.peft, leaves) for leaves in ({**held, **run},
                                                                   {**constants.frozen, **constants.initial}))
-        context, statistics = make_context(program.model, now, batch_stats, update.streams, batches,
-                                           streams=program.streams, key=key, frozen_norms=frozen_norms,
-                                           joint=program.joint_forward, parameters={**state.trainable, **moving},
-                                           initial=constants.initial, statistics=constants.statistics,
-                                           progress=step / program.total_steps, start=(then, constants.initial_stats))
-        values, metrics = {}, {}
+        context, statistics = make_context(
+            program.model, now, side.batch_stats, update.streams, batches, streams=program.streams, passages=passages,
+            key=key, frozen_norms=frozen_norms, all_norms=program.norm_paths, joint=program.joint_forward,
+            parameters={**state.trainable, **moving}, initial=constants.initial, statistics=constants.statistics,
+            progress=step / program.total_steps, start=(then, constants.initial_stats), averaged=averaged,
+            carried=side.carried)
+        values, metrics, carried = {}, {}, dict(side.carried)
         for term in update.terms:
-            value, extra = call_term(term, context)
+            value, extra, kept = call_term(term, context)
             metrics[term.name] = value
             metrics |= {f"{term.name}/{name}": jax.lax.stop_gradient(v) for name, v in extra.items()}
             values[term.name] = value * term.weight(step, program.total_steps)
+            carried |= {} if kept is None else {term.name: kept}
+        side = Side(merge_statistics(side.batch_stats, statistics()), carried)
         if update.gradient_rule is not None:
             metrics["loss"] = sum(values.values())
-            return jnp.stack(list(values.values())), (metrics, statistics())
+            return jnp.stack(list(values.values())), (metrics, side)
         total, extra = update.combine(values, {**held, **moving})
-        return total, ({**metrics, **extra, "loss": total}, statistics())
+        return total, ({**metrics, **extra, "loss": total}, side)
 
-    grads, metrics, batch_stats = _gradients(program, update, losses, moving, state.batch_stats, batches, key)
+    grads, metrics, side = _gradients(program, update, losses, moving, Side(state.batch_stats, state.carried), batches,
+                                      key)
     if program.clip_norm is not None:
         norm = optax.tree.norm(grads)
         metrics["gradient_norm"] = norm
@@ -183,42 +209,47 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
     trainable, opt_state = apply_groups(program.optimizer(constants.rates), grads, state.opt_state, state.trainable,
                                         program.partition, groups, metrics["loss"])
-    return state._replace(trainable=trainable, opt_state=opt_state, batch_stats=batch_stats), metrics
+    return state._replace(trainable=trainable, opt_state=opt_state, **side._asdict()), metrics
 
 
-def _gradients(program: Program, update: Update, losses: Callable, moving: Flat, batch_stats: Any,
-               batches: Mapping[str, Any], key: jax.Array) -> tuple[Flat, dict[str, jax.Array], Any]:
-    """Gradients, metrics and statistics, averaged over micro-batches where `accumulate` is above 1."""
-    def one(batch_stats: Any, batches: Any, key: jax.Array) -> tuple[Flat, dict[str, jax.Array], Any]:
+def _averaged_model(program: Program, constants: Constants, state: State) -> tuple[Flat, Any]:
+    """Parameters and statistics of the moving average, all leaves."""
+    params, batch_stats = averaged_variables(state)
+    return merged(program.peft, {**constants.frozen, **state.trainable, **params}), batch_stats
+
+
+def _gradients(program: Program, update: Update, losses: Callable, moving: Flat, side: Side,
+               batches: Mapping[str, Any], key: jax.Array) -> tuple[Flat, dict[str, jax.Array], Side]:
+    """Gradients and metrics, averaged over micro-batches where `accumulate` is above 1, and what moves beside."""
+    def one(side: Side, batches: Any, key: jax.Array) -> tuple[Flat, dict[str, jax.Array], Side]:
         if update.gradient_rule is None:
-            (_, (metrics, moved)), grads = jax.value_and_grad(losses, has_aux=True)(moving, batch_stats, batches, key)
-        else:
-            grads, metrics, moved = _ruled_gradients(update, losses, moving, batch_stats, batches, key)
-        return grads, metrics, merge_statistics(batch_stats, moved)
+            (_, (metrics, moved)), grads = jax.value_and_grad(losses, has_aux=True)(moving, side, batches, key)
+            return grads, metrics, moved
+        return _ruled_gradients(update, losses, moving, side, batches, key)
 
     count = program.accumulate
     if count == 1:
-        return one(batch_stats, batches, key)
+        return one(side, batches, key)
     parts = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batches)
     # Every micro-batch is split over all devices; as they are cut, one would lie on few of them.
     parts = {name: shard_batch(program.mesh, part, axis=1) for name, part in parts.items()}
 
     def body(carry: Any, number: jax.Array) -> tuple[Any, None]:
-        grads, metrics, stats = carry
+        grads, metrics, side = carry
         part = jax.tree.map(lambda x: x[number], parts)
-        new, found, stats = one(stats, part, jax.random.fold_in(key, number))
-        return (*jax.tree.map(lambda a, b: a + b / count, (grads, metrics), (new, found)), stats), None
+        new, found, side = one(side, part, jax.random.fold_in(key, number))
+        return (*jax.tree.map(lambda a, b: a + b / count, (grads, metrics), (new, found)), side), None
 
-    shapes = jax.eval_shape(one, batch_stats, jax.tree.map(lambda x: x[0], parts), key)
+    shapes = jax.eval_shape(one, side, jax.tree.map(lambda x: x[0], parts), key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1]))
-    (grads, metrics, stats), _ = jax.lax.scan(body, (*zeros, batch_stats), jnp.arange(count))
-    return grads, metrics, stats
+    (grads, metrics, side), _ = jax.lax.scan(body, (*zeros, side), jnp.arange(count))
+    return grads, metrics, side
 
 
-def _ruled_gradients(update: Update, losses: Callable, moving: Flat, batch_stats: Any, batches: Any,
-                     key: jax.Array) -> tuple[Flat, dict[str, jax.Array], Any]:
+def _ruled_gradients(update: Update, losses: Callable, moving: Flat, side: Side, batches: Any,
+                     key: jax.Array) -> tuple[Flat, dict[str, jax.Array], Side]:
     """One gradient per term, combined by the update's rule on flat vectors."""
-    values, pull, (metrics, moved) = jax.vjp(lambda m: losses(m, batch_stats, batches, key), moving, has_aux=True)
+    values, pull, (metrics, moved) = jax.vjp(lambda m: losses(m, side, batches, key), moving, has_aux=True)
     per_task = jax.vmap(lambda direction: pull(direction)[0])(jnp.eye(len(values), dtype=values.dtype))
     _, unravel = jax.flatten_util.ravel_pytree(moving)
     matrix = jax.vmap(lambda tree: jax.flatten_util.ravel_pytree(tree)[0])(per_task)

@@ -1,0 +1,117 @@
+"""Two classifiers that disagree: MCD and MDD."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.objectives.definitions import agrees, finite, softmax
+from transfer_jax.core.errors import UserError
+from transfer_jax.objectives import classifier_discrepancy, margin_disparity
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_classifier_discrepancy_is_the_difference_of_probabilities(reduction):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        batch, classes = rng.integers(1, 9), rng.integers(2, 7)
+        arrays = {name: rng.normal(size=(batch, classes)) for name in ("task_logits", "logits")}
+        weights = rng.integers(1, 4, batch)
+
+        def definition(x, _, weights=weights, classes=classes):
+            total = 0.0
+            for first, second, weight in zip(x["task_logits"], x["logits"], weights, strict=True):
+                total += weight * sum(abs(a - b) for a, b in zip(softmax(first), softmax(second), strict=True))
+            return total / weights.sum() / (classes if reduction == "mean" else 1)
+
+        agrees(lambda task_logits, logits, w=weights: classifier_discrepancy(task_logits, logits, jnp.asarray(w),
+                                                                             reduction=reduction),
+               definition, arrays, seed)
+
+
+def test_equal_heads_have_no_discrepancy_and_the_signs_set_heads_and_encoder_against_each_other():
+    rng = np.random.default_rng(0)
+    features, heads = jnp.asarray(rng.normal(size=(9, 4))), jnp.asarray(rng.normal(size=(2, 4, 3)))
+    ones = jnp.ones(9)
+    assert classifier_discrepancy(features @ heads[0], features @ heads[0], ones) == 0
+    assert finite(lambda a, b: classifier_discrepancy(a, b, ones), {"a": np.zeros((9, 3)), "b": np.zeros((9, 3))}) == 0
+
+    def loss(features, heads):
+        return classifier_discrepancy(features @ heads[0], features @ heads[1], ones)
+
+    start, slopes = loss(features, heads), jax.grad(loss, (0, 1))(features, heads)
+    assert loss(features - 0.1 * slopes[0], heads) < start  # update C
+    assert loss(features, heads + 0.1 * slopes[1]) > start  # update B, weight = -1
+
+
+def test_padding_counts_for_nothing():
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(size=(2, 5, 3))
+    padded = classifier_discrepancy(first, second, jnp.array([1.0, 1, 1, 0, 0]))
+    np.testing.assert_allclose(padded, classifier_discrepancy(first[:3], second[:3], jnp.ones(3)), rtol=1e-6)
+
+
+FOUR = ("source_features", "source_task_logits", "target_features", "target_task_logits")
+
+
+def draw(rng):
+    length, classes = rng.integers(1, 6), rng.integers(2, 6)
+    shapes = [(rows, columns) for rows in rng.integers(1, 9, 2) for columns in (length, classes)]
+    return {name: rng.normal(size=shape) for name, shape in zip(FOUR, shapes, strict=True)} | {
+        "adversary": rng.normal(size=(length, classes))}
+
+
+def disparity(x, constants, margin):
+    total = 0.0
+    for domain in ("source", "target"):
+        for features, scores in zip(x[f"{domain}_features"], constants[f"{domain}_task_logits"], strict=True):
+            q = softmax(features @ x["adversary"])[np.argmax(scores)]
+            loss = -margin * np.log(q) if domain == "source" else -np.log(1 - q)
+            total += loss / len(x[f"{domain}_features"])
+    return total
+
+
+@pytest.mark.parametrize("margin", [1.0, 4.0])
+def test_margin_disparity_is_its_definition_with_the_features_reversed(margin):
+    for seed in range(20):
+        def term(adversary, **x):
+            return margin_disparity(*(x[name] for name in FOUR), lambda h: h @ adversary, jnp.asarray(0.3),
+                                    margin=margin, schedule="constant", max_scale=1.0)
+
+        def slope_of(x, constants):
+            plain = disparity({**constants, "adversary": x["adversary"]}, constants, margin)
+            return plain - disparity({**x, "adversary": constants["adversary"]}, constants, margin)
+
+        agrees(term, lambda x, c: disparity(x, c, margin), draw(np.random.default_rng(seed)), seed, slope_of=slope_of)
+
+
+def test_the_adversary_descends_and_the_features_ascend():
+    arrays = {name: jnp.asarray(x, jnp.float32) for name, x in draw(np.random.default_rng(7)).items()}
+
+    def loss(x):
+        return margin_disparity(*(x[name] for name in FOUR), lambda h: h @ x["adversary"], jnp.ones(()))[0]
+
+    slopes = jax.grad(loss)(arrays)
+    for name, sign in (("adversary", -1), ("target_features", 1), ("source_features", 1)):
+        assert sign * (loss({**arrays, name: arrays[name] - 0.01 * slopes[name]}) - loss(arrays)) > 0
+    assert not np.any(slopes["source_task_logits"]) and not np.any(slopes["target_task_logits"])
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_extreme_scores_keep_value_and_slope_finite(classes):
+    scores = np.eye(classes)[:1]
+    for size in (1e2, 1e4):
+        def term(h, size=size):
+            return margin_disparity(h, scores, h, scores, lambda x: size * x, jnp.ones(()))
+        expected = size - np.log(classes - 1)  # the target's: q is 1 to all digits
+        np.testing.assert_allclose(finite(term, {"h": scores}), expected, rtol=1e-4)
+
+
+def test_misfits_are_one_clear_sentence():
+    with pytest.raises(UserError, match="as many outputs"):
+        classifier_discrepancy(jnp.ones((2, 3)), jnp.ones((2, 4)), jnp.ones(2))
+    with pytest.raises(UserError, match="'mean' or 'sum'"):
+        classifier_discrepancy(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(2), reduction="max")
+    with pytest.raises(UserError, match="outputs of the classifier"):
+        margin_disparity(jnp.ones((2, 3)), jnp.ones((2, 4)), jnp.ones((2, 3)), jnp.ones((2, 4)), lambda x: x,
+                         jnp.ones(()))
