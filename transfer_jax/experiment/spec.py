@@ -16,6 +16,7 @@ from transfer_jax.params.peft import PeftSpec
 from transfer_jax.params.weight_noise import WeightNoiseSpec
 from transfer_jax.pretrained.loading import PretrainedSpec
 from transfer_jax.tasks import TaskSpec
+from transfer_jax.training.writers import VALIDATED
 
 
 class BestSpec(Spec):
@@ -25,6 +26,30 @@ class BestSpec(Spec):
     metric: str = "accuracy"
     mode: Literal["max", "min"] = "max"
     oracle: bool = False  # allow, and label as such, a choice by target labels in an unsupervised stage
+
+    @property
+    def by_validator(self) -> bool:
+        """Whether the metric is one of `validation`, for which no label of the stream is read."""
+        return self.metric.startswith(VALIDATED)
+
+
+class ValidationSpec(Spec):
+    """Judges the stage's result without target labels, at its start and whenever it is evaluated.
+
+    Each validator (see `evaluation/validators.py`) becomes the metric `validator/<name>` of each target stream, which
+    `best` may name. Labels of a target stream are never looked at.
+    """
+
+    target: str | tuple[str, ...]  # streams, each judged by itself
+    task: str  # whose head answers; of kind classification or binary
+    source: str | None = None  # a labelled stream from which no stage has learnt; None: target outputs alone
+    tap: str = "pooled"
+    validators: tuple[str, ...] = ()  # (): all that go with these streams
+    examples: int = Field(default=1000, ge=2)  # at most, of each stream
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target,) if isinstance(self.target, str) else self.target
 
 
 class EmaSpec(Spec):
@@ -75,6 +100,7 @@ class StageSpec(Spec):
     evaluate: dict[str, str | tuple[str, ...]] = {}  # stream -> task or tasks
     eval_every: int = Field(default=0, ge=0)  # steps; 0: only at the stage's end
     best: BestSpec | None = None
+    validation: ValidationSpec | None = None
     embed: tuple[str, ...] = ()  # evaluated streams whose features the report shows before and after
     embed_tap: str = "pooled"
 
@@ -116,7 +142,13 @@ class StageSpec(Spec):
             raise ValueError(f"give one duration, not {' and '.join(lengths)}")
         if not lengths and self.objective.ordered:
             raise ValueError("give a duration: steps, epochs or examples")
-        if self.best and self.best.stream not in self.evaluate:
+        if self.best and self.best.by_validator:
+            if self.validation is None or self.best.stream not in self.validation.targets:
+                raise ValueError(f"best.metric {self.best.metric!r} needs {self.best.stream!r} to be a target of "
+                                 f"'validation'")
+            if self.best.mode != "max":
+                raise ValueError("validators are better when larger; leave best.mode at 'max'")
+        elif self.best and self.best.stream not in self.evaluate:
             raise ValueError(f"best.stream {self.best.stream!r} is not evaluated; add it to 'evaluate'")
         return self
 
