@@ -203,18 +203,19 @@ def dsbn(setting: Setting, *, method: str = "dann", **arguments: Any) -> Config:
     return {**found, "stages": {name: {**kept, "batch_norm": "separate"} for name, kept in found["stages"].items()}}
 
 
-def domain_shift(setting: Setting, *, method: str = "deep_coral", domains: Sequence[str] = ("source", "target"),
-                 taps: Sequence[str] = (), spread: float = 0.0, source_scale: float = 0.3, target_scale: float = 1.0,
-                 gap_rate: float = 3.0, **arguments: Any) -> Config:
-    """Another recipe in which each domain has a learned shift and scale of the features.
+def domain_shift(setting: Setting, *, method: str = "deep_coral", taps: Sequence[str] = (), spread: float = 0.0,
+                 source_scale: float = 0.3, target_scale: float = 1.0, gap_rate: float = 3.0,
+                 **arguments: Any) -> Config:
+    """Another recipe in which each of `Setting.domains` has a learned shift and scale of the features.
 
-    domains: as the streams name them, the target last. taps: where; empty: the head's. spread: standard deviation of
-    the target's first shifts, the source's are zero. source_scale, target_scale: of the gradients that batches of each
-    domain send to the network; gap_rate: learning rate of the gap beside that of the rest.
+    taps: where; empty: the head's. spread: standard deviation of the target's first shifts, the source's are zero.
+    source_scale, target_scale: of the gradients that batches of each domain send to the network; gap_rate: learning
+    rate of the gap beside that of the rest.
     """
     found = _other(setting, method, "domain_shift", arguments)
     places = tuple(f"backbone/{tap}" for tap in (taps or (_tap(setting)["tap"],)))
-    gap = {"kind": "domain_shift", "targets": places, "domains": tuple(domains), "spread": {domains[-1]: spread}}
+    gap = {"kind": "domain_shift", "targets": places, "domains": setting.domains,
+           "spread": {setting.domains[-1]: spread}}
     return {**found, "stages": {name: {
         **kept, "peft": {"gap": gap}, "gradient_scale": {setting.stream: source_scale, setting.target: target_scale},
         "partition": (("peft/gap/.*", "gap"), *kept["partition"]),
