@@ -17,7 +17,7 @@ from transfer_jax.core.errors import UserError, unknown
 KERNELS = ("primal", "linear", "rbf")
 
 
-def transfer_components(problem: Problem, *, dimensions: int = 20, ridge: float = 1.0, kernel: str = "primal",
+def transfer_components(problem: Problem, *, dimensions: int = 20, ridge: float = 1.0, kernel: str = "linear",
                         bandwidth: float | None = None, unit: bool = True) -> Mapping:
     """Transfer component analysis (Pan et al. 2011): the projection W that minimises the squared distance of the
     domains' means, tr W'KLKW, plus ridge |W|^2, subject to W'KHKW = I.
@@ -27,7 +27,8 @@ def transfer_components(problem: Problem, *, dimensions: int = 20, ridge: float 
 
     Args:
         ridge: added to KLK, L having norm one.
-        kernel: 'primal' projects the features themselves (K is X), 'linear' and 'rbf' are kernels of all examples.
+        kernel: of all examples, 'linear' or 'rbf'; 'primal' projects the features themselves (K is X), which differs
+            from 'linear' in what the ridge holds down.
         bandwidth: of 'rbf'; None: the median of the distances.
         unit: scale each example to length one, before and after, as Long et al. (2013) do in their code.
     """
@@ -35,7 +36,7 @@ def transfer_components(problem: Problem, *, dimensions: int = 20, ridge: float 
                     ridge, kernel, bandwidth, unit, "TCA")
 
 
-def joint_distribution(problem: Problem, *, dimensions: int = 20, ridge: float = 1.0, kernel: str = "primal",
+def joint_distribution(problem: Problem, *, dimensions: int = 20, ridge: float = 1.0, kernel: str = "linear",
                        bandwidth: float | None = None, unit: bool = True, iterations: int = 10) -> Mapping:
     """Joint distribution adaptation (Long et al. 2013, algorithm 1): TCA whose L is that of the domains plus that of
     each class, target classes being those that the base classifier gives them in the projection before. L is built
@@ -44,7 +45,7 @@ def joint_distribution(problem: Problem, *, dimensions: int = 20, ridge: float =
                     dimensions, ridge, kernel, bandwidth, unit, "JDA")
 
 
-def balanced_distribution(problem: Problem, *, dimensions: int = 20, ridge: float = 1.0, kernel: str = "primal",
+def balanced_distribution(problem: Problem, *, dimensions: int = 20, ridge: float = 1.0, kernel: str = "linear",
                           bandwidth: float | None = None, unit: bool = True, iterations: int = 10,
                           balance: float = 0.5) -> Mapping:
     """Balanced distribution adaptation (Wang et al. 2017, eq. 6): JDA with the weight 1 - `balance` for the distance of
@@ -147,11 +148,21 @@ def _features(problem: Problem, kernel: str, bandwidth: float | None, scaled: Ca
     if kernel == "primal":
         return scaled
     if kernel == "linear":
-        return lambda x: scaled(x) @ both.T
+        axes = np.asarray(_scaled_axes(both))
+        return lambda x: scaled(x) @ axes
     width = bandwidth or median_distance(both[:len(problem.source)], both[len(problem.source):])
     if width == 0:
         raise UserError(f"{method}: all examples are equal; there is no direction to project on")
     return lambda x: np.asarray(_rbf(scaled(x), both, width))
+
+
+@in_double
+def _scaled_axes(both: Array) -> jax.Array:
+    """V S of both = U S V' [d, d]: with K = both both' any solution W lies in the span of U, and K U = both V S, so the
+    kernel's problem is that of the features both V S, with as many unknowns as features instead of examples."""
+    x = jnp.asarray(both)
+    values, axes = jnp.linalg.eigh(x.T @ x)
+    return axes * jnp.sqrt(jnp.maximum(values, 0))
 
 
 def _unit(x: Array) -> Array:
