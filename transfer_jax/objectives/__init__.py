@@ -28,6 +28,7 @@ from transfer_jax.objectives.supervised import (
     binary_cross_entropy,
     cross_entropy,
     dice,
+    online_accuracy,
     segmentation_cross_entropy,
     squared_error,
 )
@@ -41,6 +42,7 @@ TERMS = {
     "squared_error": squared_error,
     "segmentation_cross_entropy": segmentation_cross_entropy,
     "dice": dice,
+    "online_accuracy": online_accuracy,
     "l2_to_start": l2_to_start,
     "l2_norm": l2_norm,
     "ewc": ewc,
