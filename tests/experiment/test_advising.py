@@ -13,7 +13,6 @@ from transfer_jax.evaluation.probes import Row
 from transfer_jax.experiment.advising import (
     Evidence,
     advise,
-    proxy_distance,
     recipe_reference,
     setting_of,
     shortened,
@@ -47,15 +46,6 @@ def test_the_four_situations(accuracies, examples, situation, recipe):
 def test_a_distance_is_told_where_it_was_measured():
     assert not any("distance" in reason for reason in advise(evidence([0.5, 0.8])).reasons)
     assert any("distance of 1.50" in reason for reason in advise(evidence([0.5, 0.8], distance=1.5)).reasons)
-
-
-def test_the_proxy_distance_is_0_for_equal_and_2_for_separable_sets():
-    draw = np.random.default_rng(0)
-    x = draw.normal(size=(400, 4)).astype(np.float32)
-    same, far = draw.normal(size=(300, 4)).astype(np.float32), x + 20
-    assert proxy_distance(x, same) < 0.3
-    assert proxy_distance(x, far) == pytest.approx(2.0)
-    assert proxy_distance(x, same) == proxy_distance(x, same)
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,13 @@ class DeviceStream(Stream):
     def example_shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         return self._shapes({**{key: value[0] for key, value in self.tables.items()}, "position": np.int32(0)})
 
+    def thinned(self, most: int) -> Stream:
+        fewer = super().thinned(most)
+        if fewer is self:
+            return self
+        used = np.isin(self.tables["index"], fewer.indices)
+        return dataclasses.replace(fewer, tables={key: value[used] for key, value in self.tables.items()})
+
     def feed(self) -> Feed:
         """What is put on the device once: tables, `rows` int32 [S, n] pointing into them, `count` n, `salt`, `order`.
 

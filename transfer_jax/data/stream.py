@@ -64,6 +64,16 @@ class Stream:
     def example_shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         raise TypeError(f"{type(self).__name__} defines no example_shapes")
 
+    def thinned(self, most: int) -> Stream:
+        """The stream with at most so many examples of each member, drawn once for all (by the name) and in order.
+
+        Not every k-th example: data sets often go round their classes.
+        """
+        if self.size <= most:
+            return self
+        places = np.sort(np.random.default_rng(self.salt).permutation(self.size)[:most])
+        return dataclasses.replace(self, indices=self.indices[:, places])
+
     def fingerprint(self) -> str:
         """A hash that changes when the first member's examples, their order, labels or class names change."""
         rows = self.indices[0]

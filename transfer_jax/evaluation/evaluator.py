@@ -12,13 +12,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from transfer_jax.core.compilation import compiled
-from transfer_jax.core.members import over_members
+from transfer_jax.core.errors import unknown
+from transfer_jax.core.members import member, over_members
 from transfer_jax.core.mesh import fetch, own_slots, place_batch, shard_batch
 from transfer_jax.evaluation import METRICS
 from transfer_jax.evaluation.metrics import accumulate
 from transfer_jax.models.domains import reading, statistics_of
 from transfer_jax.models.model import Model
 from transfer_jax.tasks import TaskSpec, metric_batch, predict
+from transfer_jax.tasks.kinds import two_logits
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Evaluator:
 
     def __call__(self, params: Any, batch_stats: Any, examples: bool = False) -> Scores:
         """Scores of parameters and statistics that have a leading axis [S] of seeds."""
-        step = self._compiled.setdefault("step", self._compile())
+        step = self._program("scores", self._measure)
         names = self.task.metrics
         totals: list[Any] = [None] * self.members
         kept: list[dict[str, np.ndarray]] = []
@@ -76,6 +78,13 @@ class Evaluator:
                 kept.append(fetch(jax.tree.map(lambda leaf: leaf[0], rows)))
         return _scores([_computed(names, total) for total in totals], _joined(kept))
 
+    def outputs(self, params: Any, batch_stats: Any) -> list[dict[str, np.ndarray]]:
+        """Of each seed, for every example in order: `logits` float32 [n, C], `features` float32 [n, D] of the tap and,
+        where the stream shows labels, `label` int32 [n]. For tasks of one answer an example."""
+        step = self._program("outputs", self._outputs)
+        parts = fetch([step(params, batch_stats, feed, number) for feed, number in self._batches()])
+        return [_joined([member(part, seed) for part in parts]) for seed in range(self.members)]
+
     def _batches(self) -> Any:
         count = self.stream.batches_of(self.batch_size)
         if self.feed is not None:
@@ -88,11 +97,15 @@ class Evaluator:
                        for batch in self.stream.evaluation_batches(self.batch_size, slots))
         return ((batch, jnp.int32(number)) for number, batch in enumerate(batches))
 
-    def _compile(self) -> Callable:
-        axes = (0, 0, self.stream.feed_axes(), None)
-        return compiled(over_members(self._measure, self.members, axes, self.how))
+    def _program(self, name: str, function: Callable) -> Callable:
+        """`function` of one member, a feed and the number of a batch, compiled for all members; made once."""
+        if name not in self._compiled:
+            axes = (0, 0, self.stream.feed_axes(), None)
+            self._compiled[name] = compiled(over_members(function, self.members, axes, self.how))
+        return self._compiled[name]
 
-    def _measure(self, params: Any, batch_stats: Any, feed: Any, number: jax.Array) -> tuple[Any, Any]:
+    def _answers(self, params: Any, batch_stats: Any, feed: Any, number: jax.Array) -> tuple[Any, Any, jax.Array]:
+        """(batch, taps, outputs of the task's head)."""
         batch = shard_batch(self.mesh, self.stream.evaluation_batch(feed, number, self.batch_size))
         inputs = {backbone: batch[key] for backbone, key in self.stream.spec.inputs.items()}
         domain = self.stream.spec.domain
@@ -101,6 +114,10 @@ class Evaluator:
             taps, _ = self.model.taps(variables, inputs)
         size = next(iter(inputs.values())).shape[1:3]
         outputs, _ = self.model.head(variables, self.task.head, taps, size)
+        return batch, taps, outputs
+
+    def _measure(self, params: Any, batch_stats: Any, feed: Any, number: jax.Array) -> tuple[Any, Any]:
+        batch, taps, outputs = self._answers(params, batch_stats, feed, number)
         labelled = metric_batch(self.task, batch)
         states = {name: METRICS[name].update(METRICS[name].init(self.num_classes), outputs, labelled)
                   for name in self.task.metrics}
@@ -111,9 +128,21 @@ class Evaluator:
             rows["confidence"] = found["confidence"]
             rows["loss"] = -_log_probability(found["probabilities"], labelled["label"])
         if self.tap is not None:
-            features = taps[self.tap]
-            rows["features"] = features.reshape(features.shape[0], -1) if features.ndim == 2 else features.mean((1, 2))
+            rows["features"] = self._features(taps)
         return states, rows
+
+    def _outputs(self, params: Any, batch_stats: Any, feed: Any, number: jax.Array) -> dict[str, jax.Array]:
+        batch, taps, outputs = self._answers(params, batch_stats, feed, number)
+        logits = two_logits(outputs) if outputs.shape[1:] in ((), (1,)) else outputs.astype(jnp.float32)
+        rows = {"logits": logits, "features": self._features(taps).astype(jnp.float32), "weight": batch["weight"]}
+        return rows | ({"label": batch[self.task.label]} if self.task.label in batch else {})
+
+    def _features(self, taps: Any) -> jax.Array:
+        """The tap as vectors [B, D]: maps and tokens by their mean."""
+        if self.tap not in taps:
+            raise unknown("tap", self.tap, taps, f"the model on stream {self.stream.name!r}")
+        features = taps[self.tap]
+        return features.mean(tuple(range(1, features.ndim - 1)))
 
 
 def _log_probability(probabilities: jax.Array, labels: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from transfer_jax.core.config import load_config
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.spec import build, plain
 from transfer_jax.evaluation import probes
+from transfer_jax.evaluation.domains import a_distance
 from transfer_jax.evaluation.transferability import FEATURE_SCORES, transferability
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.features import extract, fresh_model
@@ -89,21 +90,8 @@ def measure_model(assembly: Assembly, variables: Mapping[str, Any], stream: str 
     distance = None
     if source is not None:
         other = extract(assembly, variables, source, taps[-1:], cache_folder=cache_folder, quiet=quiet)
-        distance = proxy_distance(features.tap(taps[-1]), other.tap(taps[-1]))
+        distance = a_distance(np.asarray(features.tap(taps[-1])), np.asarray(other.tap(taps[-1])))
     return Evidence(len(features), classes, by_tap, halved, distance, scores)
-
-
-def proxy_distance(x: np.ndarray, other: np.ndarray, seed: int = 0) -> float:
-    """2 (1 - 2 e) with e the cross-validated error of a linear classifier of the two sets, equally many of each (the
-    proxy A-distance of Ben-David et al. 2007), not below 0.
-
-    Args:
-        x, other: features float [N, D] and [M, D].
-    """
-    count, draw = min(len(x), len(other)), np.random.default_rng(seed)
-    both = np.concatenate([part[draw.permutation(len(part))[:count]] for part in (x, other)])
-    accuracy = _probe(both, np.repeat([0, 1], count), 2).accuracy
-    return max(0.0, 2 * (2 * accuracy - 1))
 
 
 def advise(evidence: Evidence, small: int = SMALL) -> Advice:

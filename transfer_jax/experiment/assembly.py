@@ -17,13 +17,15 @@ from transfer_jax.core.mesh import make_mesh, replicate
 from transfer_jax.core.spec import Component, lookup
 from transfer_jax.data import open_stream
 from transfer_jax.evaluation import METRICS
-from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
+from transfer_jax.evaluation.validators import usable
+from transfer_jax.experiment.spec import ExperimentSpec, StageSpec, ValidationSpec
 from transfer_jax.experiment.staying import all_methods
 from transfer_jax.models import HEADS
 from transfer_jax.models.model import Model, build_model
 from transfer_jax.params.inserts import Outline, make_insert, outline_of
 from transfer_jax.tasks import TASKS, head_outputs
 from transfer_jax.training.sharding import Layout
+from transfer_jax.training.writers import VALIDATED
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -210,12 +212,40 @@ def _check_stage(spec: ExperimentSpec, where: str, stage: StageSpec, before: lis
                             f"stream")
         for task in as_tuple(tasks):
             _known("task", task, spec.tasks, f"{where}.evaluate.{stream}")
-    if stage.best is not None:
+    if stage.validation is not None:
+        _check_validation(spec, f"{where}.validation", stage.validation)
+    if stage.best is not None and stage.best.by_validator:
+        offered = usable(stage.validation.validators, stage.validation.source is not None)
+        _known("validator", stage.best.metric.removeprefix(VALIDATED), offered, f"{where}.best")
+    elif stage.best is not None:
         offered = [result for task in as_tuple(stage.evaluate[stage.best.stream])
                    for metric in spec.tasks[task].metrics for result in METRICS[metric].better]
         _known("metric", stage.best.metric, offered, f"{where}.best (stream {stage.best.stream!r})")
     for stream in stage.embed:
         _known("stream", stream, stage.evaluate, f"{where}.embed (an evaluated stream)")
+
+
+def _check_validation(spec: ExperimentSpec, where: str, validation: ValidationSpec) -> None:
+    if not validation.targets:
+        raise UserError(f"{where}.target names no stream; give one or more")
+    for stream in validation.targets:
+        _known("stream", stream, spec.streams, f"{where}.target")
+    _known("task", validation.task, spec.tasks, where)
+    kind = spec.tasks[validation.task].kind
+    if kind not in ("classification", "binary"):
+        raise UserError(f"{where}.task: validators judge class probabilities of whole examples, but the task "
+                        f"{validation.task!r} is {kind}")
+    try:
+        usable(validation.validators, validation.source is not None)
+    except UserError as error:
+        raise UserError(f"{where}.validators: {error}") from error
+    if validation.source is not None:
+        _known("stream", validation.source, spec.streams, f"{where}.source")
+        if not spec.streams[validation.source].labelled:
+            raise UserError(f"{where}.source: the stream {validation.source!r} is set to labelled=False; name a "
+                            f"labelled stream")
+        if validation.source in validation.targets:
+            raise UserError(f"{where}: {validation.source!r} is both source and target; name two streams")
 
 
 def _known(what: str, name: str, options: Any, where: str) -> None:

@@ -16,6 +16,7 @@ from transfer_jax.params.peft import PeftSpec
 from transfer_jax.params.weight_noise import WeightNoiseSpec
 from transfer_jax.pretrained.loading import PretrainedSpec
 from transfer_jax.tasks import TaskSpec
+from transfer_jax.training.writers import VALIDATED
 
 
 class BestSpec(Spec):
@@ -25,6 +26,52 @@ class BestSpec(Spec):
     metric: str = "accuracy"
     mode: Literal["max", "min"] = "max"
     oracle: bool = False  # allow, and label as such, a choice by target labels in an unsupervised stage
+
+    @property
+    def by_validator(self) -> bool:
+        """Whether the metric is one of `validation`, for which no label of the stream is read."""
+        return self.metric.startswith(VALIDATED)
+
+
+class ValidationSpec(Spec):
+    """Judges the stage's result without target labels, at its start and whenever it is evaluated.
+
+    Each validator (see `evaluation/validators.py`) becomes the metric `validator/<name>` of each target stream, which
+    `best` may name. Labels of a target stream are never looked at.
+    """
+
+    target: str | tuple[str, ...]  # streams, each judged by itself
+    task: str  # whose head answers; of kind classification or binary
+    source: str | None = None  # a labelled stream from which no stage has learnt; None: target outputs alone
+    tap: str = "pooled"
+    validators: tuple[str, ...] = ()  # (): all that go with these streams
+    examples: int = Field(default=1000, ge=2)  # at most, of each stream
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+
+class ImportanceSpec(Component):
+    """Weights of a labelled stream's examples, by which it looks like the target: `kind` is a name of
+    `adaptation.WEIGHTS`, with its arguments, on the features `tap`; or 'class_shares', by the predictions of `task`.
+
+    They are found at the stage's start, with `renewed` anew whenever `measure_every` says.
+    """
+
+    target: str  # a stream; its labels are not looked at
+    tap: str = "pooled"
+    task: str | None = None
+    renewed: bool = False
+
+
+class MixStyleSpec(Spec):
+    """Feature maps of training batches take on the style of other examples; see `layers/mix_style.py`."""
+
+    taps: tuple[str, ...] = Field(min_length=1)
+    probability: float = Field(default=0.5, ge=0, le=1)
+    alpha: float = Field(default=0.1, gt=0)
+    across_domains: bool = False  # the other example is of another domain: batches then carry its number
 
 
 class EmaSpec(Spec):
@@ -67,14 +114,17 @@ class StageSpec(Spec):
     # with statistics of its own, the last stream's being the main ones ("separate"); or the first stream's domain as
     # in "follow" and all others on its stored statistics ("source").
     batch_norm: Literal["follow", "stored", "joint", "separate", "source"] = "follow"
+    importance: dict[str, ImportanceSpec] = {}  # stream -> how its examples are weighted
     measure_every: int = Field(default=0, ge=0)  # steps after which renewed statistics are measured anew; 0: never
     gradient_scale: dict[str, float] = {}  # stream -> factor on all gradients that its batches send to parameters
     stochastic_norm: float | None = Field(default=None, ge=0, le=1)  # share of channels that normalise by their batch
     weight_noise: WeightNoiseSpec | None = None  # in training steps, for example mixout toward the start
+    mix_style: MixStyleSpec | None = None
     ema: EmaSpec | None = None
     evaluate: dict[str, str | tuple[str, ...]] = {}  # stream -> task or tasks
     eval_every: int = Field(default=0, ge=0)  # steps; 0: only at the stage's end
     best: BestSpec | None = None
+    validation: ValidationSpec | None = None
     embed: tuple[str, ...] = ()  # evaluated streams whose features the report shows before and after
     embed_tap: str = "pooled"
 
@@ -116,7 +166,13 @@ class StageSpec(Spec):
             raise ValueError(f"give one duration, not {' and '.join(lengths)}")
         if not lengths and self.objective.ordered:
             raise ValueError("give a duration: steps, epochs or examples")
-        if self.best and self.best.stream not in self.evaluate:
+        if self.best and self.best.by_validator:
+            if self.validation is None or self.best.stream not in self.validation.targets:
+                raise ValueError(f"best.metric {self.best.metric!r} needs {self.best.stream!r} to be a target of "
+                                 f"'validation'")
+            if self.best.mode != "max":
+                raise ValueError("validators are better when larger; leave best.mode at 'max'")
+        elif self.best and self.best.stream not in self.evaluate:
             raise ValueError(f"best.stream {self.best.stream!r} is not evaluated; add it to 'evaluate'")
         return self
 

@@ -23,6 +23,7 @@ from transfer_jax.experiment.evaluators import labelled
 from transfer_jax.experiment.measuring import Measuring
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
 from transfer_jax.experiment.stage import names_of_metrics, prepare
+from transfer_jax.experiment.validation import Validation, metric_lines
 from transfer_jax.training.checkpoint import WHOLE
 from transfer_jax.training.interruption import StopRequest
 from transfer_jax.training.loop import Cadence, Hooks, train
@@ -63,6 +64,7 @@ class StageRun:
         self.averaged = self.spec.averaged
         self.measured: set[int] = set()  # steps whose scores an earlier process has logged
         check_selection(runner.spec, self.spec, f"config.stages.{name}")
+        self.validation = Validation(runner.evaluators, name) if self.spec.validation else None
 
     def begin(self) -> Begun:
         """The stage at its step 0; statistics of the start are blank until `measure`."""
@@ -108,6 +110,8 @@ class StageRun:
         self.progress.start_stage(self.spec.title or self.name, program.total_steps, step)
         self._began = time.monotonic()
         state, self.constants = self.ready.placed(state, self.constants)
+        if self.validation and step == 0 < program.total_steps:
+            self._measure(0, state)
         if step < program.total_steps:
             state = train(program, state, self.constants, begun.feeds, begun.seeds, step, begun.names,
                           Cadence(runner.spec.log_every, self.spec.eval_every, runner.spec.checkpoint_every,
@@ -197,16 +201,30 @@ class StageRun:
             prefix = "raw_" if self.averaged else "ema_"
             for label, scores in self._scores(self._variables(state, not self.averaged)).items():
                 found[label].metrics |= {prefix + key: value for key, value in scores.metrics.items()}
-        if step and step not in self.measured:
-            for label, scores in found.items():
-                self.writer.write(self.name, step, "eval", scores.metrics, stream=label)
-        if self.spec.best:
+        validated = self._validate(step, variables)
+        if (step or self.validation) and step not in self.measured:
+            for label, metrics in metric_lines(found, validated).items():
+                self.writer.write(self.name, step, "eval", metrics, stream=label)
+        if self.spec.best and (step or not self.ready.program.total_steps):  # what comes before training is no choice
             params, batch_stats = fetch(variables)
-            self.best = results.better(self.best, self.spec.best, self._declared(found), step, params, batch_stats)
+            declared = self._declared(found, validated)
+            self.best = results.better(self.best, self.spec.best, declared, step, params, batch_stats)
         return found
 
-    def _declared(self, found: Mapping[str, Scores]) -> np.ndarray:
+    def _validate(self, step: int, variables: tuple[Flat, Any]) -> dict[str, dict[str, np.ndarray]]:
+        """Target stream -> scores of its validators; keeps the features before and after for the report."""
+        if self.validation is None:
+            return {}
+        outputs = self.validation.outputs(*results.with_peft(self.spec.peft, variables))
+        moments = {0: "start", self.ready.program.total_steps: "end"}
+        if step in moments:
+            self.validation.keep(outputs, self.runner.workdir.path / "predictions" / self.name, moments[step])
+        return self.validation.metrics(outputs)
+
+    def _declared(self, found: Mapping[str, Scores], validated: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
         best = self.spec.best
+        if best.by_validator:
+            return validated[best.stream][best.metric]
         for label, scores in found.items():
             if label.split("/")[0] == best.stream and best.metric in scores.metrics:
                 return scores.metrics[best.metric]
@@ -245,7 +263,8 @@ class StageRun:
     def _info(self) -> dict[str, Any]:
         groups = self.groups
         streams = {**self.ready.program.streams,
-                   **{stream: self.runner.assembly.stream(stream) for stream in self.spec.evaluate}}
+                   **{stream: self.runner.assembly.stream(stream)
+                      for stream in (*self.spec.evaluate, *(self.validation.streams if self.validation else ()))}}
         return {"title": self.spec.title or self.name, "tags": self.spec.tags, "seconds": round(self.seconds, 3),
                 "steps": self.ready.program.total_steps, "init": self.spec.init, "select": self.spec.select,
                 "trainable": sum(row["parameters"] for row in groups if not row["frozen"]),
@@ -262,12 +281,14 @@ def _finite(leaves: Flat) -> Flat:
 
 def check_selection(spec: ExperimentSpec, stage: StageSpec, where: str) -> None:
     """Labels of an unsupervised target must not choose the parameters, unless the config says so."""
-    if stage.best is None or stage.best.oracle:
+    if stage.best is None or stage.best.oracle or stage.best.by_validator:
         return
     chosen = spec.streams[stage.best.stream]
     unlabelled = [name for name in stage.objective.streams() if not spec.streams[name].labelled]
-    for name in unlabelled:
+    targets = stage.validation.targets if stage.validation else ()
+    for name in (*unlabelled, *targets):
         if spec.streams[name].domain == chosen.domain:
+            why = "is unlabelled in training" if name in unlabelled else "is a target of validation"
             raise UserError(f"{where}.best chooses by labels of stream {stage.best.stream!r}, whose domain "
-                            f"{chosen.domain!r} is unlabelled in training ({name!r}); choose by a source stream, or "
+                            f"{chosen.domain!r} {why} ({name!r}); choose by a source stream or a validator, or "
                             f"set best.oracle=True to report it as an oracle")

@@ -44,8 +44,13 @@ def predict_classes(outputs: jax.Array) -> dict[str, jax.Array]:
 
 def predict_bit(outputs: jax.Array) -> dict[str, jax.Array]:
     """Logits [B, 1] or [B] -> prediction int32 [B] (1 where the logit is positive), the rest as `predict_classes`."""
+    return predict_classes(two_logits(outputs))
+
+
+def two_logits(outputs: jax.Array) -> jax.Array:
+    """A single logit, [B, 1] or [B], as logits float32 [B, 2] of the classes 0 and 1."""
     logits = outputs.astype(jnp.float32).reshape(outputs.shape[0])
-    return predict_classes(jnp.stack([jnp.zeros_like(logits), logits], axis=-1))
+    return jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
 
 
 def predict_numbers(outputs: jax.Array) -> dict[str, jax.Array]:

@@ -25,6 +25,7 @@ import numpy as np
 from transfer_jax.core import errors
 
 METRICS_FILE = "metrics.jsonl"
+VALIDATED = "validator/"  # how the names of metrics begin that need no label of their stream
 EVENTS_FOLDER = "tensorboard"
 SECONDS_PER_FLUSH = 10  # of the events, for those who watch them
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from transfer_jax.experiment.report import scores
+from transfer_jax.experiment.report import choices, scores
 from transfer_jax.experiment.report.collect import read_runs
 from transfer_jax.experiment.report.pivot import layout, pivot
 from transfer_jax.experiment.report.tables import Table, print_to_terminal
@@ -61,14 +61,17 @@ def write_report(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike,
 
 
 def terminal_tables(workdirs: Sequence[str | os.PathLike], width: int = 100) -> list[Table]:
-    """The result tables, split by selection rule where one would be wider than `width` columns."""
+    """The result tables, split by selection rule where one would be wider than `width` columns, and what it costs to
+    choose without target labels, if that was measured and fits."""
     runs = read_runs(workdirs)
     table = pivot(runs, layout(runs))
     tables = scores.score_tables(runs, table)
+    found = [one for one in choices.read_choices(runs, table.layout) if len(one.steps) > 1]
+    costs = choices.short_table(found, width)
     if len(table.selections) < 2 or all(each.width() <= width for each in tables):
-        return tables
-    return [dataclasses.replace(each, title=f"{each.title} ({selection})") for selection in table.selections
-            for each in scores.score_tables(runs, table, [selection])]
+        return tables + costs
+    return [*(dataclasses.replace(each, title=f"{each.title} ({selection})") for selection in table.selections
+            for each in scores.score_tables(runs, table, [selection])), *costs]
 
 
 def terminal_table(workdirs: Sequence[str | os.PathLike], console: Console | None = None) -> None:

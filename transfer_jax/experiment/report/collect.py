@@ -69,6 +69,13 @@ class Run:
                 found[path.stem] = arrays
         return found
 
+    def validated(self, stage: str) -> dict[str, dict[str, np.ndarray]]:
+        """Features of source and target, the same arrays, at the 'start' and the 'end' of a stage with validators; a
+        label of -1 is not known."""
+        paths = {moment: self.path / "predictions" / stage / "validation" / f"{moment}.npz"
+                 for moment in ("start", "end")}
+        return {moment: read_arrays(path) for moment, path in paths.items() if path.exists()}
+
 
 def read_runs(workdirs: Sequence[str | os.PathLike]) -> list[Run]:
     """Reads every workdir; runs are named by the shortest tail of their path that tells them apart.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from transfer_jax.experiment.report import scores, statistics
+from transfer_jax.experiment.report import choices, scores, statistics
 from transfer_jax.experiment.report.collect import Result, Run
 from transfer_jax.experiment.report.pivot import Layout, Pivot, best_result, layout, pivot
 from transfer_jax.experiment.report.tables import Table
@@ -76,6 +76,7 @@ def compose(runs: Sequence[Run], title: str | None = None) -> Document:
     sections = [
         Section("Results", [*scores.score_tables(runs, table), *result_figures(table)]),
         Section("Differences", _differences(table)),
+        Section("Choosing without target labels", _choices(runs, asked)),
         Section("Learning curves", curves(runs, asked)),
         Section("Confusion", [block for run, result in chosen for block in _confusion(run, result, len(runs) > 1)]),
         Section("Worst mistakes", [block for run, result in chosen for block in _mistakes(run, result)]),
@@ -174,6 +175,42 @@ def _differences(table: Pivot) -> list[Block]:
     return ["Differences seed by seed (paired: same seed, same split), mean ± half width of the 95 % interval. "
             "Bold: the interval does not contain zero. Intervals are not corrected for the number of comparisons.",
             *tables]
+
+
+def _choices(runs: Sequence[Run], asked: Layout) -> list[Block]:
+    """What validators choose and what it costs, how far the domains are apart, and pictures of both."""
+    validated = [(run, stage) for run in runs for stage in dict.fromkeys(s for s, _ in choices.validated_stages(run))]
+    if not validated:
+        return []
+    found = [one for one in choices.read_choices(runs, asked) if len(one.steps) > 1]
+    blocks: list[Block] = [choices.MEANING] if found else []
+    blocks += [choices.regret_table(found)] if len(found) > 1 else []
+    blocks += [dataclasses.replace(choices.choice_table(one), folded=len(found) > 2) for one in found]
+    if not found:
+        blocks.append("There was nothing to choose: that takes two evaluation points or more (eval_every), and a "
+                      "labelled stream of the target's domain among the evaluated ones to tell what a choice costs.")
+    distances = choices.distance_table(runs)
+    blocks += [distances] if distances else []
+    kept = [(run, stage) for run, stage in validated if run.validated(stage)]
+    return blocks + [_domains(run, stage) for run, stage in kept[:MOST_EMBEDDINGS]]
+
+
+def _domains(run: Run, stage: str) -> Picture:
+    from transfer_jax.experiment.report import figures, projection
+
+    clouds = []
+    for moment, arrays in run.validated(stage).items():
+        labels, domains = arrays["feature_labels"], arrays["feature_domains"].astype(str)
+        picked = projection.pick(labels, domains)
+        name = {"start": "before", "end": f"after: {run.title(stage)}"}[moment]
+        clouds.append(figures.Cloud(name, projection.to_plane(arrays["features"][picked]), labels[picked],
+                                    domains[picked]))
+    names = next((result.class_names for result in run.results if result.stage == stage), ())
+    caption = (f"{run.title(stage)}, first seed: features of up to {projection.MOST_POINTS} images by PCA and t-SNE; "
+               "above, colour: domain; below, the same points, colour and name: class, marker: domain, pale: no label. "
+               "Distances between far groups mean nothing in such a plot.")
+    return Picture(f"domains_{_slug(run.name)}_{_slug(stage)}", "svg", figures.domains_and_classes(clouds, names),
+                   caption)
 
 
 def curves(runs: Sequence[Run], asked: Layout) -> list[Block]:

@@ -298,15 +298,43 @@ def embedding(clouds: Sequence[Cloud], class_names: Sequence[str]) -> bytes:
 DOMAIN_MARKERS = (("o", "full"), ("^", "none"), ("s", "full"), ("D", "none"))
 
 
+def domains_and_classes(clouds: Sequence[Cloud], class_names: Sequence[str]) -> bytes:
+    """A column a cloud (before, after): above, colour = domain; below, the same points, colour = class (the ten most
+    frequent), pale where no label is known (-1)."""
+    known = np.concatenate([cloud.labels for cloud in clouds])
+    classes, frequency = np.unique(known[known >= 0], return_counts=True)
+    shown = sorted(classes[np.argsort(-frequency, kind="stable")][:len(CLASS_COLORS)].tolist())
+    domains = np.unique(np.concatenate([cloud.domains for cloud in clouds])).tolist()
+    markers = {domain: DOMAIN_MARKERS[i % len(DOMAIN_MARKERS)] for i, domain in enumerate(domains)}
+    with look():
+        figure = new_figure(height=5.9 if len(clouds) > 1 else 8.0)
+        panels = figure.subplots(2, len(clouds), squeeze=False)
+        for (above, below), cloud in zip(panels.T, clouds, strict=True):
+            quiet(above)
+            for i, (domain, (marker, fill)) in enumerate(markers.items()):
+                there = cloud.domains == domain
+                above.plot(*cloud.points[there].T, marker, color=COLORS[i % len(COLORS)], markersize=3.2, alpha=0.75,
+                           fillstyle=fill, markeredgewidth=0.7)
+            above.set_title(textwrap.fill(cloud.title, 34 if len(clouds) > 1 else 70))
+            _draw_cloud(below, cloud, shown, markers, class_names)
+        for axes, name in zip(panels[:, 0], ("by domain", "by class"), strict=True):
+            axes.set_ylabel(name)
+        handles = [figure.axes[0].plot([], [], marker, fillstyle=fill, color=COLORS[i % len(COLORS)], label=str(domain))
+                   [0] for i, (domain, (marker, fill)) in enumerate(markers.items())]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        return svg(figure)
+
+
 def _draw_cloud(axes: Axes, cloud: Cloud, shown: list[int], markers: Mapping[str, tuple[str, str]],
                 class_names: Sequence[str]) -> None:
     quiet(axes)
     for domain, (marker, fill) in markers.items():
         there = cloud.domains == domain
-        groups = [(there & ~np.isin(cloud.labels, shown), MUTED)]
-        groups += [(there & (cloud.labels == k), CLASS_COLORS[i]) for i, k in enumerate(shown)]
-        for chosen, color in groups:
-            axes.plot(*cloud.points[chosen].T, marker, color=color, markersize=3.2, alpha=0.75, fillstyle=fill,
+        groups = [(there & (cloud.labels < 0), MUTED, 0.2)]  # without a label: behind the others
+        groups += [(there & (cloud.labels >= 0) & ~np.isin(cloud.labels, shown), MUTED, 0.75)]
+        groups += [(there & (cloud.labels == k), CLASS_COLORS[i], 0.75) for i, k in enumerate(shown)]
+        for chosen, color, alpha in groups:
+            axes.plot(*cloud.points[chosen].T, marker, color=color, markersize=3.2, alpha=alpha, fillstyle=fill,
                       markeredgewidth=0.7)
     for k in shown:
         points = cloud.points[cloud.labels == k]
