@@ -32,7 +32,7 @@ def virtual_adversarial(inputs: jax.Array, apply_model: Callable[[jax.Array], ja
       weights: float [B].
       key: a typed random key.
       radius: epsilon in the paper, > 0.
-      probe: xi.
+      probe: xi. In a model that computes in bfloat16 a small one is lost, too: take the radius itself.
       iterations: of the power method, 1 in the paper.
 
     Returns:
