@@ -31,11 +31,11 @@ def written_out(x, orders, span):
     return total
 
 
-@pytest.mark.parametrize(("orders", "span"), [(5, 1.0), (3, 2.0), (1, 1.0)])
-def test_it_is_the_sum_of_the_distances_of_the_moments(orders, span):
+def test_it_is_the_sum_of_the_distances_of_the_moments():
     for seed in range(20):
-        agrees(functools.partial(central_moments, orders=orders, span=span),
-               lambda x, _: written_out(x, orders, span), draw(np.random.default_rng(seed)), seed)
+        options = ({"orders": 5, "span": 1.0}, {"orders": 3, "span": 2.0}, {"orders": 1, "span": 1.0})[seed % 3]
+        agrees(functools.partial(central_moments, **options),
+               lambda x, _, options=options: written_out(x, **options), draw(np.random.default_rng(seed)), seed)
 
 
 def test_equal_batches_have_distance_zero_and_no_slope():

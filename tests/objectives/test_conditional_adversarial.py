@@ -37,19 +37,17 @@ def written_out(x, constants, head, entropy_weights, through_predictions):
     return total
 
 
-@pytest.mark.parametrize("entropy_weights", [False, True])
-@pytest.mark.parametrize("through_predictions", [False, True])
-def test_the_loss_is_its_definition_and_the_gradient_is_reversed(entropy_weights, through_predictions):
+def test_the_loss_is_its_definition_and_the_gradient_is_reversed():
     for seed in range(20):
         arrays, head = draw(np.random.default_rng(seed))
+        options = {"entropy_weights": seed % 2 == 0, "through_predictions": seed % 4 < 2}
 
-        def term(head=head, **x):
+        def term(head=head, options=options, **x):
             return conditional_adversarial(*(x[name] for name in FOUR), lambda joint: joint @ jnp.asarray(head),
-                                           jnp.asarray(0.5), entropy_weights=entropy_weights, schedule="constant",
-                                           through_predictions=through_predictions, max_scale=0.7)
+                                           jnp.asarray(0.5), schedule="constant", max_scale=0.7, **options)
 
-        def definition(x, constants, head=head):
-            return written_out(x, constants, head, entropy_weights, through_predictions)
+        def definition(x, constants, head=head, options=options):
+            return written_out(x, constants, head, **options)
 
         agrees(term, definition, arrays, seed, slope_of=lambda x, c, d=definition: -0.7 * d(x, c))
 

@@ -1,5 +1,7 @@
 """Two classifiers that disagree: MCD and MDD."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,22 +12,20 @@ from transfer_jax.core.errors import UserError
 from transfer_jax.objectives import classifier_discrepancy, margin_disparity
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_classifier_discrepancy_is_the_difference_of_probabilities(reduction):
+def test_classifier_discrepancy_is_the_difference_of_probabilities():
     for seed in range(20):
-        rng = np.random.default_rng(seed)
+        rng, reduction = np.random.default_rng(seed), ("mean", "sum")[seed % 2]
         batch, classes = rng.integers(1, 9), rng.integers(2, 7)
         arrays = {name: rng.normal(size=(batch, classes)) for name in ("task_logits", "logits")}
         weights = rng.integers(1, 4, batch)
 
-        def definition(x, _, weights=weights, classes=classes):
+        def definition(x, _, weights=weights, classes=classes, reduction=reduction):
             total = 0.0
             for first, second, weight in zip(x["task_logits"], x["logits"], weights, strict=True):
                 total += weight * sum(abs(a - b) for a, b in zip(softmax(first), softmax(second), strict=True))
             return total / weights.sum() / (classes if reduction == "mean" else 1)
 
-        agrees(lambda task_logits, logits, w=weights: classifier_discrepancy(task_logits, logits, jnp.asarray(w),
-                                                                             reduction=reduction),
+        agrees(functools.partial(classifier_discrepancy, weights=jnp.asarray(weights), reduction=reduction),
                definition, arrays, seed)
 
 
@@ -71,18 +71,20 @@ def disparity(x, constants, margin):
     return total
 
 
-@pytest.mark.parametrize("margin", [1.0, 4.0])
-def test_margin_disparity_is_its_definition_with_the_features_reversed(margin):
+def test_margin_disparity_is_its_definition_with_the_features_reversed():
     for seed in range(20):
-        def term(adversary, **x):
+        margin = (1.0, 4.0)[seed % 2]
+
+        def term(adversary, margin=margin, **x):
             return margin_disparity(*(x[name] for name in FOUR), lambda h: h @ adversary, jnp.asarray(0.3),
                                     margin=margin, schedule="constant", max_scale=1.0)
 
-        def slope_of(x, constants):
+        def slope_of(x, constants, margin=margin):
             plain = disparity({**constants, "adversary": x["adversary"]}, constants, margin)
             return plain - disparity({**x, "adversary": constants["adversary"]}, constants, margin)
 
-        agrees(term, lambda x, c: disparity(x, c, margin), draw(np.random.default_rng(seed)), seed, slope_of=slope_of)
+        agrees(term, functools.partial(disparity, margin=margin), draw(np.random.default_rng(seed)), seed,
+               slope_of=slope_of)
 
 
 def test_the_adversary_descends_and_the_features_ascend():

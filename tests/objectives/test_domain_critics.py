@@ -24,16 +24,16 @@ def written_out(x):
     return total
 
 
-@pytest.mark.parametrize("critic", [domain_critic, domain_critic_to_start])
-def test_the_critic_descends_on_the_logistic_loss_and_the_features_stay(critic):
+def test_the_critic_descends_on_the_logistic_loss_and_the_features_stay():
     for seed in range(20):
+        critic = (domain_critic, domain_critic_to_start)[seed % 2]
         rng = np.random.default_rng(seed)
         length = rng.integers(1, 6)
         arrays = {"source_features": rng.normal(size=(rng.integers(1, 9), length)),
                   "target_features": rng.normal(size=(rng.integers(1, 9), length)),
                   "weight": rng.normal(size=(length, 1))}
-        agrees(lambda source_features, target_features, weight: critic(source_features, target_features,
-                                                                       head_of(weight)),
+        agrees(lambda source_features, target_features, weight, critic=critic: critic(
+            source_features, target_features, head_of(weight)),
                lambda x, c: written_out({**c, "weight": x["weight"]}), arrays, seed)
 
 

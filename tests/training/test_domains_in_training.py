@@ -231,3 +231,25 @@ def test_a_term_carries_arrays_from_step_to_step_and_through_a_stop(digits_file,
     runner = run(values, tmp_path / "run")
     tree = runner.workdir.checkpoints("pretrain").restore()[1]
     assert float(tree["state"]["carried"]["count"]["count"][0]) == size + 6
+
+
+def test_styles_are_mixed_in_training_alone_and_across_domains_if_asked(digits_file):
+    def found(**more):
+        mixed = {"mix_style": {"taps": ("stage1",), **more}} if more else {}
+        return trained(single(digits_file, {"steps": 2, "optimizer": SGD, "lr": 1e-6, **mixed}, NORM)).metrics["digits"]
+
+    plain, never, always = found(), found(probability=0.0), found(probability=1.0, alpha=1.0)
+    np.testing.assert_allclose(never, plain, rtol=1e-6)
+    assert not np.allclose(always, plain)
+    source = config(digits_file)["streams"]["train"]["data"]
+    parts = tuple({**source, "split": split, "domain": split} for split in ("train", "test"))
+    merged = {"streams.train.data": {"kind": "merge", "parts": parts}}
+    across = {"steps": 2, "mix_style": {"taps": ("stage1",), "probability": 1.0, "across_domains": True}}
+    assert np.isfinite(trained(single(digits_file, across, merged)).metrics["digits"]).all()
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"taps": ("stage9",)}, "'stage9'"), ({"taps": ("stage1",), "across_domains": True}, "carry no domain")])
+def test_faulty_mixing_of_styles_is_explained(digits_file, changes, message):
+    with pytest.raises(UserError, match=message):
+        prepare(Assembly(single(digits_file, {"mix_style": changes})), "only")

@@ -71,7 +71,7 @@ def find_cut(ready: ReadyStage, assembly: Assembly, name: str) -> Cut | None:
     """The deepest tap up to which the network gives the same for an example in every step; None if there is none."""
     program, stream, spec = ready.program, ready.program.streams[name], ready.spec
     if (spec.cache != "auto" or stream.storage != "device" or stream.spec.augment or len(stream.spec.inputs) != 1
-            or spec.weight_noise or spec.stochastic_norm is not None or program.model.inserts
+            or spec.weight_noise or spec.stochastic_norm is not None or spec.mix_style or program.model.inserts
             or (program.joint_forward and len(program.streams) > 1)):
         return None
     (backbone,) = stream.spec.inputs

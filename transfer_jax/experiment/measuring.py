@@ -13,6 +13,7 @@ import numpy as np
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.paths import unflatten
 from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.experiment.importance import Importance
 from transfer_jax.experiment.passes import StreamPass
 from transfer_jax.experiment.stage import ReadyStage
 from transfer_jax.models.domains import reading, statistics_of
@@ -31,6 +32,7 @@ from transfer_jax.objectives.wiring import (
 from transfer_jax.params.peft import merged
 from transfer_jax.training.forward import image_size, inputs_of
 from transfer_jax.training.state import Flat
+from transfer_jax.training.step import weights_name
 
 BATCH = 32
 
@@ -41,13 +43,15 @@ def _finished(statistic: Statistic) -> Any:
 
 
 class Measuring:
-    """The statistics that the terms of a stage ask for."""
+    """The statistics that the terms of a stage ask for, and the weights of its examples."""
 
     def __init__(self, assembly: Assembly, ready: ReadyStage) -> None:
         self.assembly, self.ready = assembly, ready
         terms = [term for update in ready.program.updates for term in update.terms]
         self.wanted = {statistic_name(term, quantity): (term, statistic)
                        for term in terms for quantity, statistic in term.statistics.items()}
+        self.weights = {weights_name(stream): Importance(assembly, ready, stream, spec)
+                        for stream, spec in ready.spec.importance.items()}
         for name, (term, statistic) in self.wanted.items():
             if statistic.each and term.spec.measured_examples is not None:
                 raise UserError(f"config.stages.{ready.name}.objective: {name} is wanted of every example; leave "
@@ -64,13 +68,15 @@ class Measuring:
             if statistic.each:
                 parts = jax.tree.map(functools.partial(self._of_all, term), parts)
             found[name] = jax.eval_shape(_finished(statistic), *(parts if statistic.each else (parts,)))
-        return found
+        return found | {name: weights.shape() for name, weights in self.weights.items()}
 
     def values(self, params: Flat, batch_stats: Any, renewed: bool = False) -> dict[str, Any]:
         """The statistics by name, of parameters [S, ...] and statistics of norms; with `renewed` those that are
         measured anew as the model changes, without it all."""
-        return {name: self._value(name, params, batch_stats)
-                for name, (_, statistic) in self.wanted.items() if statistic.renewed or not renewed}
+        found = {name: self._value(name, params, batch_stats)
+                 for name, (_, statistic) in self.wanted.items() if statistic.renewed or not renewed}
+        return found | {name: weights.values(params, batch_stats) for name, weights in self.weights.items()
+                        if weights.spec.renewed or not renewed}
 
     @functools.cache  # noqa: B019 - it lives as long as its stage
     def _pass(self, name: str) -> StreamPass:

@@ -52,6 +52,28 @@ class ValidationSpec(Spec):
         return (self.target,) if isinstance(self.target, str) else self.target
 
 
+class ImportanceSpec(Component):
+    """Weights of a labelled stream's examples, by which it looks like the target: `kind` is a name of
+    `adaptation.WEIGHTS`, with its arguments, on the features `tap`; or 'class_shares', by the predictions of `task`.
+
+    They are found at the stage's start, with `renewed` anew whenever `measure_every` says.
+    """
+
+    target: str  # a stream; its labels are not looked at
+    tap: str = "pooled"
+    task: str | None = None
+    renewed: bool = False
+
+
+class MixStyleSpec(Spec):
+    """Feature maps of training batches take on the style of other examples; see `layers/mix_style.py`."""
+
+    taps: tuple[str, ...] = Field(min_length=1)
+    probability: float = Field(default=0.5, ge=0, le=1)
+    alpha: float = Field(default=0.1, gt=0)
+    across_domains: bool = False  # the other example is of another domain: batches then carry its number
+
+
 class EmaSpec(Spec):
     """Exponential moving average of the trainable parameters and the BatchNorm statistics."""
 
@@ -92,10 +114,12 @@ class StageSpec(Spec):
     # with statistics of its own, the last stream's being the main ones ("separate"); or the first stream's domain as
     # in "follow" and all others on its stored statistics ("source").
     batch_norm: Literal["follow", "stored", "joint", "separate", "source"] = "follow"
+    importance: dict[str, ImportanceSpec] = {}  # stream -> how its examples are weighted
     measure_every: int = Field(default=0, ge=0)  # steps after which renewed statistics are measured anew; 0: never
     gradient_scale: dict[str, float] = {}  # stream -> factor on all gradients that its batches send to parameters
     stochastic_norm: float | None = Field(default=None, ge=0, le=1)  # share of channels that normalise by their batch
     weight_noise: WeightNoiseSpec | None = None  # in training steps, for example mixout toward the start
+    mix_style: MixStyleSpec | None = None
     ema: EmaSpec | None = None
     evaluate: dict[str, str | tuple[str, ...]] = {}  # stream -> task or tasks
     eval_every: int = Field(default=0, ge=0)  # steps; 0: only at the stage's end

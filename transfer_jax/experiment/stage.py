@@ -23,7 +23,15 @@ from transfer_jax.core.mesh import place
 from transfer_jax.core.paths import flatten
 from transfer_jax.core.spec import Component, bind
 from transfer_jax.experiment.assembly import Assembly
-from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
+from transfer_jax.experiment.passages import (
+    check_domains,
+    check_terms,
+    first_carried,
+    passages,
+    style_mixing,
+    weighted_streams,
+)
+from transfer_jax.experiment.spec import StageSpec
 from transfer_jax.experiment.staying import inherited_methods, kept_methods
 from transfer_jax.models.depth import parameter_blocks
 from transfer_jax.models.domains import main_statistics, with_domains
@@ -35,7 +43,6 @@ from transfer_jax.params.optimizer_tree import GroupDefaults, averaged_leaves, g
 from transfer_jax.params.partition import Partition, partition
 from transfer_jax.params.peft import PeftSpec, new_leaves
 from transfer_jax.params.weight_noise import make_noise
-from transfer_jax.training.forward import Passage
 from transfer_jax.training.sharding import Layout
 from transfer_jax.training.state import Constants, Flat, State
 from transfer_jax.training.step import Program, Update, feed_axes, init_state, metric_names
@@ -124,65 +131,18 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
         optimizer=functools.partial(make_optimizer, parts, defaults, steps, decayed),
         total_steps=steps, norm_paths=assembly.model.norm_paths(assembly.variable_shapes), mesh=assembly.mesh,
         clip_norm=spec.clip_norm, accumulate=spec.accumulate, joint_forward=spec.batch_norm == "joint",
-        stored_norms=spec.batch_norm == "stored", passages=_passages(spec, streams, where),
-        carried=functools.partial(_first_carried, terms, {name: stream.size for name, stream in streams.items()}),
+        stored_norms=spec.batch_norm == "stored", passages=passages(spec, streams, where),
+        mixing=style_mixing(spec, assembly.model, streams, where),
+        weighted=weighted_streams(spec, streams, where), carried=functools.partial(first_carried, terms, streams),
         noise=make_noise(spec.weight_noise, parts.trainable, f"{where}.weight_noise") if spec.weight_noise else None,
         log_every=assembly.spec.log_every, members=assembly.spec.members, **_averaging(spec, parts, defaults))
     _check_program(program, where)
-    _check_terms(terms, spec, where)
+    check_terms(terms, spec, where)
     looks_back = spec.weight_noise is not None or any(term.needs_start for term in terms)
     inherited = tuple(path for path in shapes if path.startswith(tuple(
         f"{PREFIX}{method}/" for method in inherited_methods(assembly.spec, name))))
     return ReadyStage(name, spec, program, defaults, shapes, _outlines(assembly, spec.peft), inherited, looks_back,
                       assembly.layout)
-
-
-def _first_carried(terms: Sequence[Term], sizes: Mapping[str, int]) -> dict[str, Any]:
-    return {term.name: term.first_carried(sizes) for term in terms if term.reads(("carried",))}
-
-
-def _passages(spec: StageSpec, streams: Mapping[str, Any], where: str) -> dict[str, Passage]:
-    """How each stream's batches go through the model."""
-    domains = {name: stream.spec.domain or None for name, stream in streams.items()}
-    for name, scale in spec.gradient_scale.items():
-        if name not in streams:
-            raise unknown("stream", name, streams, f"{where}.gradient_scale")
-        if spec.batch_norm == "joint":
-            raise UserError(f"{where}.gradient_scale: with batch_norm='joint' all streams are one batch, "
-                            f"whose gradients cannot be told apart; use another batch_norm")
-        if scale < 0:
-            raise UserError(f"{where}.gradient_scale: {name} = {scale} is negative; give a number >= 0")
-    if spec.batch_norm in ("separate", "source"):
-        if None in domains.values() or len(set(domains.values())) < 2:
-            said = ", ".join(f"{name}: {domain!r}" for name, domain in domains.items())
-            raise UserError(f"{where}.batch_norm = {spec.batch_norm!r} tells domains apart, but the streams have the "
-                            f"domains {said or 'none'}; give each stream its 'domain', at least two different ones")
-    first, last = (next(iter(order), None) for order in (domains.values(), reversed(domains.values())))
-    return {name: Passage(domain=domain, gradient_scale=spec.gradient_scale.get(name, 1.0),
-                          statistics=domain if spec.batch_norm == "separate" and domain != last else None,
-                          stored=spec.batch_norm == "source" and domain != first)
-            for name, domain in domains.items()}
-
-
-def _check_domains(spec: ExperimentSpec, stage: StageSpec, where: str) -> None:
-    """A learned gap of domains has to know the domain of every batch."""
-    if stage.batch_norm == "joint":
-        raise UserError(f"{where}: with batch_norm='joint' all streams are one batch, and domain_shift cannot tell "
-                        f"their domains apart; use another batch_norm")
-    for stream in stage.objective.streams():
-        if not spec.streams[stream].domain:
-            raise UserError(f"{where}: domain_shift needs the domain of every stream; give {stream!r} its 'domain'")
-
-
-def _check_terms(terms: Sequence[Term], spec: StageSpec, where: str) -> None:
-    for term in terms:
-        if term.reads(("teacher_logits",)) and spec.ema is None:
-            raise UserError(f"{where}.objective.{term.name}: its teacher is the moving average of the model; set the "
-                            f"stage's ema=dict(decay=...)")
-    carrying = [term.name for term in terms if term.reads(("carried",))]
-    if len(set(carrying)) < len(carrying):
-        raise UserError(f"{where}.objective: two terms of one name carry arrays from step to step; give them different "
-                        f"names")
 
 
 def check_layout(layout: Layout, stages: Sequence[ReadyStage]) -> None:
@@ -230,7 +190,7 @@ def _shapes(assembly: Assembly, name: str, bound: list[tuple[UpdateSpec, list[Te
     methods = inherited_methods(assembly.spec, name) | assembly.spec.stages[name].peft
     kept_methods(assembly.spec, name)  # its checks
     if any(method.kind == "domain_shift" for method in methods.values()):
-        _check_domains(assembly.spec, assembly.spec.stages[name], where)
+        check_domains(assembly.spec, assembly.spec.stages[name], where)
     shapes = dict(flatten(assembly.variable_shapes["params"]))
     for name, backbone in assembly.model.backbones.items() if methods else ():
         if getattr(backbone, "scan", False):

@@ -41,14 +41,15 @@ class LinearHead(nn.Module, kw_only=True):
 class MLPHead(nn.Module, kw_only=True):
     """Hidden dense layers with ReLU and dropout, then a dense layer: [B, D] -> [B, outputs].
 
-    Serves as projector, as task head and, on a plain array, as discriminator. `dropout` needs the rng 'dropout';
-    `pool` as in `LinearHead`.
+    Serves as projector, as task head and, on a plain array, as discriminator; `inputs` is the length of that array
+    where it is not the tap's. `dropout` needs the rng 'dropout'; `pool` as in `LinearHead`.
     """
 
     outputs: int
     tap: str = "pooled"
     pool: str = "none"
     hidden: tuple[int, ...] = (128,)
+    inputs: int | None = None
     dropout: float = 0.0
     kernel_init: str = "lecun_normal"
     dtype: Any = jnp.float32
@@ -57,6 +58,8 @@ class MLPHead(nn.Module, kw_only=True):
     def __call__(self, taps: Taps | jax.Array, image_size: tuple[int, int] | None = None,
                  train: bool = False) -> jax.Array:
         x = _vector(find_tap(taps, self.tap), self.pool)
+        if self.inputs is not None and self.is_initializing():
+            x = jnp.zeros((1, self.inputs), x.dtype)
         for i, features in enumerate(self.hidden):
             x = nn.relu(_dense(features, self.dtype, f"dense{i}")(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)

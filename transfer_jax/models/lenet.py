@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from flax import linen as nn
 
@@ -16,10 +18,12 @@ class LeNet(Backbone):
     """Two 5x5 convolutions with 2x2 max-pooling, two dense layers, ReLU (after LeCun et al. 1998).
 
     Taps: `conv1`, `conv2` (maps after pooling, 1/2 and 1/4 of the image), `flat`, `fc1`, `pooled` (last vector).
+    `norm`: None, 'batch' or 'group' (8 groups or fewer), between each convolution or dense layer and what follows.
     """
 
     widths: tuple[int, int] = (20, 50)
     dense: tuple[int, int] = (120, 84)
+    norm: str | None = None
 
     @property
     def tap_names(self) -> tuple[str, ...]:
@@ -28,11 +32,14 @@ class LeNet(Backbone):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> Taps:
         """float [B, H, W, C], H and W at least 4 -> taps."""
+        def normed(x: jax.Array, name: str) -> jax.Array:
+            return nn.relu(_normalized(x, self.norm, f"{name}_norm", train, self.dtype, "lenet"))
+
         def block(name: str, features: int):
-            return lambda x: max_pool(nn.relu(Conv(features, 5, dtype=self.dtype, name=name)(x)), 2)
+            return lambda x: max_pool(normed(Conv(features, 5, dtype=self.dtype, name=name)(x), name), 2)
 
         def dense(name: str, features: int):
-            return lambda x: nn.relu(nn.Dense(features, dtype=self.dtype, name=name)(x))
+            return lambda x: normed(nn.Dense(features, dtype=self.dtype, name=name)(x), name)
 
         return walk(x.astype(self.dtype), self.until, {
             "conv1": block("conv1", self.widths[0]),
@@ -73,15 +80,16 @@ class SmallCNN(Backbone):
             name = f"stage{index + 1}_conv{number}"
             strides = 2 if index > 0 and number == 1 else 1
             x = Conv(features, 3, strides, use_bias=self.norm is None, dtype=self.dtype, name=name)(x)
-            x = nn.relu(self._normalize(x, name.replace("conv", "norm"), train))
+            x = nn.relu(_normalized(x, self.norm, name.replace("conv", "norm"), train, self.dtype, "small_cnn"))
         return x
 
-    def _normalize(self, x: jax.Array, name: str, train: bool) -> jax.Array:
-        if self.norm is None:
-            return x
-        if self.norm == "batch":
-            return BatchNorm(dtype=self.dtype, name=name)(x, train)
-        if self.norm == "group":
-            groups = max(n for n in range(1, 9) if x.shape[-1] % n == 0)
-            return GroupNorm(num_groups=groups, dtype=self.dtype, name=name)(x)
-        raise UserError(f"norm={self.norm!r} of backbone 'small_cnn' is unknown; use None, 'batch' or 'group'")
+
+def _normalized(x: jax.Array, norm: str | None, name: str, train: bool, dtype: Any, backbone: str) -> jax.Array:
+    if norm is None:
+        return x
+    if norm == "batch":
+        return BatchNorm(dtype=dtype, name=name)(x, train)
+    if norm == "group":
+        groups = max(n for n in range(1, 9) if x.shape[-1] % n == 0)
+        return GroupNorm(num_groups=groups, dtype=dtype, name=name)(x)
+    raise UserError(f"norm={norm!r} of backbone {backbone!r} is unknown; use None, 'batch' or 'group'")

@@ -7,19 +7,33 @@ are the user's arguments. It returns a float32 scalar, or (scalar, dict of metri
 from transfer_jax.objectives.adversarial import confusion, domain_adversarial, domain_critic, domain_critic_to_start
 from transfer_jax.objectives.alignment import central_moments, deep_coral
 from transfer_jax.objectives.balancing import fixed, initial_log_variances, pcgrad, sum_gradients, uncertainty
+from transfer_jax.objectives.class_confusion import class_confusion
 from transfer_jax.objectives.clusters import cluster_cross_entropy
 from transfer_jax.objectives.conditional import conditional_adversarial
 from transfer_jax.objectives.discrepancy import classifier_discrepancy, margin_disparity
 from transfer_jax.objectives.distillation import co_tuning, delta, distillation, features_to_start
+from transfer_jax.objectives.feature_norms import feature_norm
+from transfer_jax.objectives.generalization import group_dro, irm_penalty, risk_variance
 from transfer_jax.objectives.kernel_means import joint_mmd, local_mmd, mmd
-from transfer_jax.objectives.regularizers import batch_spectral_shrinkage, entropy, ewc, l2_norm, l2_to_start
+from transfer_jax.objectives.regularizers import entropy, ewc, information_maximization, l2_norm, l2_to_start
+from transfer_jax.objectives.self_training import (
+    fixmatch,
+    flexmatch,
+    pseudo_labels,
+    self_ensembling,
+    teacher_consistency,
+)
+from transfer_jax.objectives.spectral import batch_spectral_penalization, batch_spectral_shrinkage, nuclear_norm
 from transfer_jax.objectives.supervised import (
     binary_cross_entropy,
     cross_entropy,
     dice,
+    online_accuracy,
     segmentation_cross_entropy,
     squared_error,
 )
+from transfer_jax.objectives.transport import joint_transport
+from transfer_jax.objectives.virtual_adversarial import virtual_adversarial
 from transfer_jax.objectives.wasserstein import wasserstein_critic, wasserstein_distance
 
 TERMS = {
@@ -28,6 +42,7 @@ TERMS = {
     "squared_error": squared_error,
     "segmentation_cross_entropy": segmentation_cross_entropy,
     "dice": dice,
+    "online_accuracy": online_accuracy,
     "l2_to_start": l2_to_start,
     "l2_norm": l2_norm,
     "ewc": ewc,
@@ -38,6 +53,15 @@ TERMS = {
     "co_tuning": co_tuning,
     "entropy": entropy,
     "cluster_cross_entropy": cluster_cross_entropy,
+    "information_maximization": information_maximization,
+    "class_confusion": class_confusion,
+    "nuclear_norm": nuclear_norm,
+    "virtual_adversarial": virtual_adversarial,
+    "pseudo_labels": pseudo_labels,
+    "fixmatch": fixmatch,
+    "flexmatch": flexmatch,
+    "teacher_consistency": teacher_consistency,
+    "self_ensembling": self_ensembling,
     "domain_adversarial": domain_adversarial,
     "domain_critic": domain_critic,
     "domain_critic_to_start": domain_critic_to_start,
@@ -48,10 +72,16 @@ TERMS = {
     "wasserstein_critic": wasserstein_critic,
     "wasserstein_distance": wasserstein_distance,
     "deep_coral": deep_coral,
+    "batch_spectral_penalization": batch_spectral_penalization,
+    "feature_norm": feature_norm,
     "central_moments": central_moments,
     "mmd": mmd,
     "joint_mmd": joint_mmd,
     "local_mmd": local_mmd,
+    "joint_transport": joint_transport,
+    "irm_penalty": irm_penalty,
+    "risk_variance": risk_variance,
+    "group_dro": group_dro,
 }
 
 # Losses by name -> (total, metrics).

@@ -85,27 +85,17 @@ def entropy(logits: jax.Array, weights: jax.Array, *, diversity: float = 0.0) ->
     return conditional + diversity * jnp.sum(means * jnp.log(jnp.maximum(means, jnp.finfo(jnp.float32).tiny)))
 
 
-def batch_spectral_shrinkage(features: jax.Array, *, strength: float = 1e-3, count: int = 1) -> jax.Array:
-    """strength times the sum of the `count` smallest squared singular values of the batch's features (Chen et al.
-    2019, BSS, eq. 3): directions that the batch hardly uses are given up, against negative transfer.
+def information_maximization(logits: jax.Array, weights: jax.Array) -> jax.Array:
+    """H(Y | X) - H(Y), minus the mutual information of input and predicted class: `entropy` with diversity 1.
 
-    They are eigenvalues of the smaller of F F' and F' F. With the eigenvectors v held constant v' G v has the exact
-    gradient (Hellmann & Feynman), also at equal eigenvalues, where that of an eigendecomposition does not exist.
+    Predictions become sure one by one and stay spread over the classes together (Krause, Perona & Gomes 2010; Liang, Hu
+    & Feng 2020, SHOT, eq. 3). Between -log K and 0.
 
     Args:
-      features: float [B, d]. A batch of more than d examples, or of repeated ones, has smallest values of 0.
-      count: k in the paper.
-
-    Raises:
-      UserError: for features that are no vectors, or a `count` beyond their number.
+      logits: float [B, K], or [B, H, W, K] with every pixel a prediction.
+      weights: float [B].
     """
-    if features.ndim != 2 or not 1 <= count <= min(features.shape):
-        raise UserError(f"batch_spectral_shrinkage: count = {count} of features {list(features.shape)}; it needs "
-                        f"vectors [B, d] (a pooled tap) and a count between 1 and the smaller of B and d")
-    f = features.astype(jnp.float32)
-    gram = jnp.matmul(f, f.T, precision="highest") if len(f) < f.shape[1] else jnp.matmul(f.T, f, precision="highest")
-    vectors = jax.lax.stop_gradient(jnp.linalg.eigh(gram)[1][:, :count])  # ascending
-    return strength * jnp.sum(vectors * jnp.matmul(gram, vectors, precision="highest"))
+    return entropy(logits, weights, diversity=1.0)
 
 
 def _chosen(name: str, parameters: Mapping[str, jax.Array], include: str) -> list[str]:

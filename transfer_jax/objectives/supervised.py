@@ -124,6 +124,18 @@ def squared_error(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> j
     return weighted_mean(jnp.square(logits - targets), weights)
 
 
+def online_accuracy(logits: jax.Array, labels: jax.Array,
+                    weights: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """0, and {'accuracy'} of the predictions that a step makes before it learns from its batch: the score of test-time
+    methods, which see every example once. Labels score here and move nothing.
+
+    Args:
+      logits: float [B, K]. labels: int [B]. weights: float [B].
+    """
+    right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    return jnp.zeros((), jnp.float32), {"accuracy": weighted_mean(right, weights)}
+
+
 def _class_targets(labels: jax.Array, classes: int) -> tuple[jax.Array, jax.Array]:
     """int [...] -> float32 indicators [..., classes], and bool [...]: whether the label is one of the classes."""
     return jax.nn.one_hot(labels, classes, dtype=jnp.float32), (labels >= 0) & (labels < classes)

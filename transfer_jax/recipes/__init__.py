@@ -15,6 +15,7 @@ from typing import Any
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component, bind
+from transfer_jax.recipes import adaptation
 from transfer_jax.recipes.few_parameters import adapter, bitfit, dora, ia3, lora, norm_tuning, prompts, ssf
 from transfer_jax.recipes.setting import Config, Setting
 from transfer_jax.recipes.situations import situation
@@ -52,7 +53,16 @@ RECIPES = {recipe.__name__: recipe for recipe in (
     lwf, wise_ft, lora, dora, ia3, ssf, adapter,
     prompts, bitfit, norm_tuning, situation)}
 
-__all__ = ["RECIPES", "Setting", "expand"]
+# For a target without labels: `Setting.target`.
+ADAPTATION = {recipe.__name__: recipe for recipe in (
+    adaptation.source_only, adaptation.dann, adaptation.bsp, adaptation.cdan, adaptation.mdd, adaptation.mcd,
+    adaptation.wdgrl, adaptation.adda, adaptation.dan, adaptation.jan, adaptation.dsan, adaptation.deep_coral,
+    adaptation.cmd, adaptation.deep_jdot, adaptation.afn, adaptation.minimum_entropy,
+    adaptation.information_maximization, adaptation.mcc, adaptation.bnm, adaptation.vada, adaptation.pseudo_label,
+    adaptation.fixmatch, adaptation.mean_teacher, adaptation.self_ensemble, adaptation.dsbn, adaptation.domain_shift,
+    adaptation.adabn, adaptation.t3a, adaptation.tent, adaptation.shot)}
+
+__all__ = ["ADAPTATION", "RECIPES", "Setting", "expand"]
 
 
 def expand(recipe: str, setting: Setting, **arguments: Any) -> Config:
@@ -70,7 +80,7 @@ def expand(recipe: str, setting: Setting, **arguments: Any) -> Config:
     name, given = parse(recipe)
     if "kind" in given:
         raise UserError(f"recipe {recipe!r}: no recipe has an argument 'kind'")
-    found = bind(RECIPES, Component(kind=name, **given, **arguments), "recipe", supplied=("setting",))
+    found = bind({**RECIPES, **ADAPTATION}, Component(kind=name, **given, **arguments), "recipe", supplied=("setting",))
     return found(setting)
 
 

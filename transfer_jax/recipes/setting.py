@@ -30,6 +30,8 @@ class Setting:
         probe_lr: factor on it for new parameters on a backbone that stands still.
     start: `init` of the first stage. source_classes: size of the published classifier, for recipes that use it;
         source_head: the model's own head that has it, where the source was trained in the same experiment.
+    target: an unlabelled stream, for recipes that have one; strong: the same examples, augmented more. domains: those
+        of `stream` and `target`. classes: how many there are, for recipes that build another classifier.
     stage: further keys of every stage (optimizer, weight_decay, clip_norm, ...).
     """
 
@@ -48,6 +50,10 @@ class Setting:
     start: str = "fresh"
     source_classes: int = 0
     source_head: str = ""
+    target: str = ""
+    strong: str = ""
+    domains: tuple[str, str] = ("source", "target")
+    classes: int = 0
     stage: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

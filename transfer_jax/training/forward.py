@@ -63,12 +63,13 @@ def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_s
                  parameters: Mapping[str, jax.Array], initial: Mapping[str, jax.Array], statistics: Mapping[str, Any],
                  progress: jax.Array, start: tuple[Mapping[str, jax.Array], Any],
                  averaged: tuple[Mapping[str, jax.Array], Any] | None, carried: Mapping[str, Any],
+                 mixing: Callable[[Batch, jax.Array], Mapping[str, Any]] | None = None,
                  ) -> tuple[Context, Callable[[], Any]]:
     """The context that terms read, and a function that returns the statistics after all that they ran.
 
     Backbones run once per stream, in the order of `names` (or once in all, if `joint`); heads run when a term asks,
     once per stream. `start` holds the parameters and statistics of the stage's start, for terms that look back,
-    `averaged` those of the moving average.
+    `averaged` those of the moving average. `mixing` gives functions of taps that mix the examples of a batch.
     """
     moved: dict[str, Any] = {}
 
@@ -86,16 +87,17 @@ def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_s
         return {"train": True, "frozen_norms": frozenset(all_norms) if passage.stored else frozen_norms,
                 "rngs": {"dropout": _named(key, name)}}
 
-    def run(name: str, passage: Passage, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
+    def run(name: str, passage: Passage, batch: Batch, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
+        edits = mixing(batch, _named(key, f"mixing/{name}")) if mixing else None
         with reading(passage.domain):
-            found, statistics = model.taps(variables(passage), inputs, **settings(passage, name))
+            found, statistics = model.taps(variables(passage), inputs, edits=edits, **settings(passage, name))
         note(statistics, passage)
         return found
 
     if joint and len(names) > 1:
-        taps = _joint_taps(lambda inputs: run("joint", Passage(), inputs), names, batches, streams)
+        taps = _joint_taps(lambda inputs: run("joint", Passage(), {}, inputs), names, batches, streams)
     else:
-        taps = {name: _taps(functools.partial(run, name, passages[name]), streams[name], batches[name])
+        taps = {name: _taps(functools.partial(run, name, passages[name], batches[name]), streams[name], batches[name])
                 for name in names}
     outputs: dict[tuple[str, str], jax.Array] = {}
 

@@ -73,6 +73,7 @@ class Program:
     stored_norms: bool = False
     passages: Mapping[str, Passage] = field(default_factory=dict)  # of streams that differ from `Passage()`
     carried: Callable[[], dict[str, Any]] = dict  # what terms carry at the start, by their names
+    mixing: Callable[[Mapping[str, Any], jax.Array], Mapping[str, Any]] | None = None  # batch, key -> edits of taps
     weighted: tuple[str, ...] = ()  # streams whose examples have a weight in `Constants.statistics`
     noise: Callable[[Flat, Flat, jax.Array], Flat] | None = None  # moving leaves, the start, key: see `make_noise`
     ema_decay: float | None = None
@@ -185,7 +186,7 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
             key=key, frozen_norms=frozen_norms, all_norms=program.norm_paths, joint=program.joint_forward,
             parameters={**state.trainable, **moving}, initial=constants.initial, statistics=constants.statistics,
             progress=step / program.total_steps, start=(then, constants.initial_stats), averaged=averaged,
-            carried=side.carried)
+            carried=side.carried, mixing=program.mixing)
         values, metrics, carried = {}, {}, dict(side.carried)
         for term in update.terms:
             value, extra, kept = call_term(term, context)

@@ -1,0 +1,43 @@
+"""Digits without labels in the target domain: every recipe on one pair of domains.
+
+    python -m transfer_jax.train --config configs/adaptation/digits.py:pair=mnist_usps --workdir runs/mnist_usps
+    python -m transfer_jax.train --config configs/adaptation/digits.py:pair=usps_mnist --workdir runs/usps_mnist
+    python -m transfer_jax.train --config configs/adaptation/digits.py:pair=mnist_mnistm --workdir runs/mnist_mnistm
+"""
+
+from __future__ import annotations
+
+import ml_collections
+from pairs import experiment, recipes
+
+from transfer_jax.core.config import parse_arg
+from transfer_jax.core.errors import unknown
+from transfer_jax.recipes import Setting
+
+DATA = {"mnist": dict(kind="idx"), "usps": dict(kind="usps"), "mnistm": dict(kind="mnistm")}
+PAIRS = {"mnist_usps": 1, "usps_mnist": 1, "mnist_mnistm": 3}  # and the number of channels
+STRONG = (dict(kind="crop", padding=3), dict(kind="scale", low=0.6, high=1.0), dict(kind="noise"))
+BACKBONE = dict(kind="lenet", widths=(20, 50), dense=(500, 256), norm="batch")
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """`pair`; `recipes`: names of RECIPES joined by '+', none: all; `steps`, `batch_size` (of each domain), `seeds`
+    (how many)."""
+    args = parse_arg(arg, pair="mnist_usps", recipes="", steps=1000, batch_size=64, seeds=3)
+    if args.pair not in PAIRS:
+        raise unknown("pair", args.pair, PAIRS, repr(arg))
+
+    def stream(domain: str, split: str, **more: object) -> dict:
+        return dict(data=DATA[domain], split=split, domain=domain, batch_size=args.batch_size, image_size=(28, 28),
+                    channels=PAIRS[args.pair], **more)
+
+    source, target = args.pair.split("_")
+    unlabelled = stream(target, "train", labelled=False)
+    streams = dict(source=stream(source, "train"), target=unlabelled,
+                   strong=dict(unlabelled, follows="target", augment=STRONG),
+                   source_test=stream(source, "test"), target_test=stream(target, "test"))
+    told = Setting(BACKBONE, name="digits", stream="source", target="target", strong="strong",
+                   domains=(source, target), evaluate=("target_test",), classes=10, steps=args.steps, lr=0.03,
+                   backbone_lr=1.0, stage=dict(optimizer=dict(kind="sgd", momentum=0.9, nesterov=True),
+                                               weight_decay=1e-3, schedule=dict(kind="inverse_decay")))
+    return experiment(f"digits-{args.pair}", told, recipes(args.recipes, repr(arg)), streams, args.seeds)

@@ -1,0 +1,26 @@
+"""Terms on the lengths of feature vectors (AFN)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from transfer_jax.objectives.lengths import example_lengths
+from transfer_jax.objectives.reduction import weighted_mean
+
+
+def feature_norm(features: jax.Array, weights: jax.Array, *, step: float = 1.0) -> jax.Array:
+    """(|f| - (|f|_0 + step))^2, mean over the examples, where |f|_0 is |f| held constant (stepwise adaptive feature
+    norm, SAFN; Xu, Li, Yang & Lin 2019, eq. 7).
+
+    Features that are longer transfer better. The VALUE is step^2 whatever happens; what acts is the gradient, -2 step
+    f / |f| for every example. One term per domain; the paper's weight is 0.05. A feature of length 0 has no direction
+    and gets no gradient.
+
+    Args:
+      features: float [B, d], or [B, ...] with every example one vector.
+      weights: float [B].
+      step: Delta r.
+    """
+    sizes = example_lengths(features)
+    return weighted_mean(jnp.square(sizes - jax.lax.stop_gradient(sizes + step)), weights)
