@@ -18,6 +18,7 @@ from transfer_jax.experiment.report import write_report
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import fresh_variables
 from transfer_jax.experiment.stage_run import StageRun
+from transfer_jax.experiment.validation import Validation
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.training.writers import read_metrics
 
@@ -241,6 +242,15 @@ def test_what_cannot_be_is_told_in_a_sentence_before_training(digits_file, photo
         run(values, tmp_path)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_outputs_that_are_not_finite_are_told_with_their_place(digits_file, photo_file):
+    values = adapted(digits_file, photo_file)
+    values["streams"]["photo"]["std"] = 1e-38  # images beyond the largest float
+    assembly = Assembly(build(ExperimentSpec, values))
+    validation = Validation(Evaluators(assembly), "adapt")
+    with pytest.raises(UserError, match="stage 'adapt' on 'photo', seed 0: .*not finite"):
+        validation.metrics(validation.outputs(*fresh_variables(assembly)))
 
 
 def test_choosing_by_target_labels_stays_possible_as_an_oracle(digits_file, photo_file, tmp_path):
