@@ -1,10 +1,13 @@
 """A stage judged without target labels: they choose nothing, a stop loses nothing, and the report tells the cost."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from tiny_experiment import config, read_json, run, same_leaves
+from tiny_experiment import ROOT, config, read_json, run, same_leaves
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import build, plain
@@ -167,6 +170,30 @@ def test_the_pass_is_exact_over_ragged_ends_and_thinned_by_a_draw(digits_file, p
     values["streams"]["photo"]["storage"] = "host"
     again = Evaluators(Assembly(build(ExperimentSpec, values))).outputs("photo", "digits", "pooled", 25, params, stats)
     np.testing.assert_allclose(again[1]["logits"], found[1]["logits"], rtol=1e-5, atol=1e-6)
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import jax
+from tiny_experiment import run
+assert jax.device_count() == 4
+run(json.loads(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_four_devices_and_vmapped_seeds_give_the_scores_of_one(finished, digits_file, photo_file, tmp_path):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
+                   "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    values = adapted(digits_file, photo_file, **BY_SND) | {"members": "vmap"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(values), str(tmp_path)], capture_output=True,
+                          text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = validated(finished), validated(tmp_path)
+    assert list(ours) == list(theirs)
+    for name in ours[0]:  # later steps differ by the rounding of training
+        np.testing.assert_allclose(theirs[0][name], ours[0][name], atol=0.03 if name.endswith(("distance", "accuracy"))
+                                   else 2e-3, rtol=2e-3, err_msg=name)
 
 
 def test_without_a_source_and_before_any_training(digits_file, photo_file, tmp_path):
