@@ -102,7 +102,7 @@ def test_group_dro_weighs_the_domains_by_their_losses():
 
 def test_the_weights_stay_on_the_simplex_and_move_to_the_worst_domain():
     logits, labels = jnp.array([[0.0, 5], [0, 0], [5, 0]]), jnp.array([1, 1, 1])
-    carried = CARRIED["group_dro"](count=4, step=0.5)
+    carried = CARRIED["group_dro"](count=4)
     np.testing.assert_array_equal(carried["domain_weights"], np.full(4, 0.25))
     update = jax.jit(lambda carried: group_dro(logits, labels, jnp.ones(3), jnp.array([0, 1, 2]), carried, count=4,
                                                step=0.5)[2])
@@ -152,5 +152,7 @@ def test_misfits_are_told():
             term(jnp.ones((2, 3, 3, 4)), jnp.ones((2, 3, 3)), jnp.ones(2), domains=jnp.zeros(2, int), count=2)
         with pytest.raises(UserError, match="number of domains"):
             term(jnp.ones((2, 3)), jnp.zeros(2, int), jnp.ones(2), domains=jnp.zeros(2, int), count=0)
+        with pytest.raises(UserError, match="compares domains"):
+            term(jnp.ones((2, 3)), jnp.zeros(2, int), jnp.ones(2), domains=None, count=2)
     with pytest.raises(UserError, match="count = 0"):
         CARRIED["group_dro"](count=0)

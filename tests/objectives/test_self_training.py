@@ -163,5 +163,3 @@ def test_misfits_are_told():
         pseudo_labels(a, ones, divide_by="mask")
     with pytest.raises(UserError, match="'squared' or 'divergence'"):
         teacher_consistency(a, a, ones, distance="l2")
-    with pytest.raises(UserError, match="size = 0"):
-        CARRIED["flexmatch"](size=0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 def mix_style(x: jax.Array, key: jax.Array, *, probability: float = 0.5, alpha: float = 0.1, epsilon: float = 1e-6,
               domains: jax.Array | None = None) -> jax.Array:
-    """(l s + (1 - l) s') (x - m) / s + l m + (1 - l) m' (Zhou, Yang, Qiao & Xiang 2021, eq. 4-6), in training alone.
+    """(l s + (1 - l) s') (x - m) / s + l m + (1 - l) m' (Zhou, Yang, Qiao & Xiang 2021), in training alone.
 
     m and s are mean and standard deviation of an example's channel over its positions, m' and s' those of another
     example, l ~ Beta(alpha, alpha) per example. Statistics are constants for the gradient, as in the paper. The whole

@@ -39,7 +39,7 @@ def deep_coral(source_features: jax.Array, target_features: jax.Array, *, mean_w
 def central_moments(source_features: jax.Array, target_features: jax.Array, *, orders: int = 5,
                     span: float = 1.0) -> jax.Array:
     """|E s - E t| / span + sum_k=2..orders |c_k(s) - c_k(t)| / span^k, c_k the k-th central moment of every entry
-    (central moment discrepancy, CMD; Zellinger et al. 2017, definition 2 with the sample moments of eq. 8).
+    (central moment discrepancy, CMD; Zellinger et al. 2017).
 
     Args:
       source_features, target_features: float [Bs, d], [Bt, d] or maps [B, H, W, d]. The definition wants entries in

@@ -10,7 +10,7 @@ from transfer_jax.core.errors import UserError
 
 def class_confusion(logits: jax.Array, weights: jax.Array, *, temperature: float = 2.5) -> jax.Array:
     """The mean over the classes k of the share of others in row k of the confusion C = Y' diag(w) Y, its rows divided
-    by their sums (minimum class confusion, MCC; Jin et al. 2020, eq. 2-7).
+    by their sums (minimum class confusion, MCC; Jin et al. 2020, section 3).
 
     Y = softmax(z / T), and w = 1 + exp(-H(Y_i)) weighs sure examples more, a constant for the gradient. Row k of C
     sums to sum_i w_i Y_ik, because a prediction sums to 1: divided by it the row is a mean of predictions with weights

@@ -12,7 +12,7 @@ from transfer_jax.core.errors import UserError
 from transfer_jax.layers.gradient import reverse_gradient
 from transfer_jax.objectives.adversarial import reversal_scale, two_domain_loss
 
-# Beyond this many entries of the outer product the paper samples it (section 3.2).
+# Beyond this many entries of the outer product the paper samples it.
 LARGEST_OUTER_PRODUCT = 4096
 
 
@@ -23,10 +23,10 @@ def conditional_adversarial(source_features: jax.Array, source_task_logits: jax.
                             max_scale: float = 1.0, schedule: Literal["ganin", "constant"] = "ganin",
                             ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`domain_adversarial` on g x f, the outer product of the class probabilities g and the features f (CDAN; Long,
-    Cao, Wang & Jordan 2018, eq. 3-7); with `entropy_weights` CDAN+E.
+    Cao, Wang & Jordan 2018, section 3); with `entropy_weights` CDAN+E.
 
     CDAN+E gives an example the weight 1 + exp(-H(g)), so that sure predictions count twice as much as those that could
-    be anything (eq. 8). The weights are constants for the gradient and are divided by their sum within each domain:
+    be anything. The weights are constants for the gradient and are divided by their sum within each domain:
     each domain counts for one half. (tllib divides by the mean over both domains together, pytorch-adapt by the
     largest weight.)
 
@@ -37,7 +37,7 @@ def conditional_adversarial(source_features: jax.Array, source_task_logits: jax.
       apply_head: array [B, K D] or, randomized, [B, size] -> one logit per row, positive for the source.
       progress, gamma, max_scale, schedule: as in `domain_adversarial`.
       randomized: replaces the outer product by (R_f f) * (R_g g) / sqrt(size) with R of independent standard normal
-        entries, whose inner products are those of the outer products on average (eq. 6-7). None: where K D > 4096.
+        entries, whose inner products are those of the outer products on average. None: where K D > 4096.
       size: number of entries of the randomized product.
       seed: of R, which is the same at every step and after a resumption.
       through_predictions: whether the reversed gradient also reaches the classifier, as the equations of the paper say;

@@ -16,7 +16,7 @@ from transfer_jax.objectives.reduction import weighted_mean
 
 def classifier_discrepancy(task_logits: jax.Array, logits: jax.Array, weights: jax.Array, *,
                            reduction: Literal["mean", "sum"] = "mean") -> jax.Array:
-    """|p1 - p2|_1 / K, mean over the examples, of two classifiers on the target (MCD; Saito et al. 2018, eq. 3).
+    """|p1 - p2|_1 / K, mean over the examples, of two classifiers on the target (MCD; Saito et al. 2018, section 3).
 
     The paper's three updates: (A) all groups descend on both cross-entropies on the source; (B) the two heads alone on
     both cross-entropies and on this term with `weight=-1`, so that they disagree on the target; (C) the encoder alone
@@ -43,7 +43,7 @@ def margin_disparity(source_features: jax.Array, source_task_logits: jax.Array, 
                      progress: jax.Array, *, margin: float = 4.0, gamma: float = 10.0, max_scale: float = 0.1,
                      schedule: Literal["ganin", "constant"] = "ganin") -> tuple[jax.Array, dict[str, jax.Array]]:
     """margin E_s[-log q_y] + E_t[-log(1 - q_y)], y = argmax of the classifier, q of the adversary (MDD; Zhang, Liu,
-    Long & Jordan 2019, eq. 27-30).
+    Long & Jordan 2019, section 4).
 
     The adversary, a second classifier behind a gradient reversal, descends: it agrees with the classifier on the source
     and contradicts it on the target; what lies below the features receives the gradient times minus the reversal scale

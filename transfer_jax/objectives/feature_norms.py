@@ -11,7 +11,7 @@ from transfer_jax.objectives.reduction import weighted_mean
 
 def feature_norm(features: jax.Array, weights: jax.Array, *, step: float = 1.0) -> jax.Array:
     """(|f| - (|f|_0 + step))^2, mean over the examples, where |f|_0 is |f| held constant (stepwise adaptive feature
-    norm, SAFN; Xu, Li, Yang & Lin 2019, eq. 7).
+    norm, SAFN; Xu, Li, Yang & Lin 2019).
 
     Features that are longer transfer better. The VALUE is step^2 whatever happens; what acts is the gradient, -2 step
     f / |f| for every example. One term per domain; the paper's weight is 0.05. A feature of length 0 has no direction

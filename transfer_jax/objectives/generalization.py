@@ -28,7 +28,7 @@ def irm_penalty(logits: jax.Array, labels: jax.Array, weights: jax.Array, domain
       domains: int [B].
       count: number of domains.
     """
-    _check("irm_penalty", logits, labels, count)
+    _check("irm_penalty", logits, labels, domains, count)
     z = logits.astype(jnp.float32)
     slopes = jnp.sum((jax.nn.softmax(z) - jax.nn.one_hot(labels, z.shape[-1])) * z, axis=-1)
     slopes = _or_nan(slopes, labels, z.shape[-1])
@@ -44,13 +44,13 @@ def irm_penalty(logits: jax.Array, labels: jax.Array, weights: jax.Array, domain
 
 def risk_variance(logits: jax.Array, labels: jax.Array, weights: jax.Array, domains: jax.Array, *,
                   count: int) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The variance, over the number of domains, of the domains' mean cross-entropies (V-REx; Krueger et al. 2021, eq.
-    8). Arguments as in `irm_penalty`; one domain alone has none.
+    """The variance, over the number of domains, of the domains' mean cross-entropies (V-REx; Krueger et al.
+    2021). Arguments as in `irm_penalty`; one domain alone has none.
 
     Returns:
       The loss, and {'worst_risk'}: the largest mean cross-entropy.
     """
-    _check("risk_variance", logits, labels, count)
+    _check("risk_variance", logits, labels, domains, count)
     risks, present = _risks(logits, labels, weights, domains, count)
     mean = _mean(risks, present)
     return _mean(jnp.square(risks - mean), present), {"worst_risk": jnp.max(jnp.where(present, risks, -jnp.inf))}
@@ -73,7 +73,7 @@ def group_dro(logits: jax.Array, labels: jax.Array, weights: jax.Array, domains:
     Returns:
       The loss, {'worst_risk', 'largest_weight'}, and the new q.
     """
-    _check("group_dro", logits, labels, count)
+    _check("group_dro", logits, labels, domains, count)
     risks, present = _risks(logits, labels, weights, domains, count)
     before = jnp.log(jnp.maximum(carried["domain_weights"], jnp.finfo(jnp.float32).tiny))
     after = jax.nn.softmax(before + step * jax.lax.stop_gradient(risks))
@@ -108,7 +108,10 @@ def _or_nan(values: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
     return jnp.where((labels >= 0) & (labels < classes), values, jnp.nan)
 
 
-def _check(name: str, logits: jax.Array, labels: jax.Array, count: int) -> None:
+def _check(name: str, logits: jax.Array, labels: jax.Array, domains: jax.Array | None, count: int) -> None:
+    if domains is None:
+        raise UserError(f"{name} compares domains, but the examples of its stream have none; merge the data sets of "
+                        f"several, each with its `domain`")
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise UserError(f"{name} needs outputs [batch, classes] and labels [batch], got {logits.shape} and "
                         f"{labels.shape}")

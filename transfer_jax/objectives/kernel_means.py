@@ -60,7 +60,7 @@ def joint_mmd(source_layers: Layers, source_task_logits: jax.Array, target_layer
               multipliers: Sequence[float] | None = None, kernels: str | None = None, estimator: str | None = None,
               sigma: float = 0.92) -> jax.Array:
     """MMD with the product of the layers' kernels: the joint distribution of layers and predictions (JAN; Long et al.
-    2017, eq. 8-9).
+    2017).
 
     Every layer has the kernel of `mmd` with its own bandwidth; the class probabilities have
     exp(-|p - p'|^2 / (2 sigma^2)), as in the published code.
@@ -95,8 +95,7 @@ def joint_mmd(source_layers: Layers, source_task_logits: jax.Array, target_layer
 def local_mmd(source_features: jax.Array, source_labels: jax.Array, target_features: jax.Array,
               target_task_logits: jax.Array, *, convention: str = "default", bandwidth: float | str | None = None,
               multipliers: Sequence[float] | None = None, kernels: str | None = None) -> jax.Array:
-    """Biased MMD between the same classes of both domains, mean over the classes (LMMD of DSAN; Zhu et al. 2020, eq.
-    6-7).
+    """Biased MMD between the same classes of both domains, mean over the classes (LMMD of DSAN; Zhu et al. 2020).
 
     The source vectors of a class count equally; target vectors by their predicted probability of it, a constant for the
     gradient. Only classes count that are labels in the source batch and the likeliest prediction somewhere in the

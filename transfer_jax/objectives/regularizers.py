@@ -89,7 +89,7 @@ def information_maximization(logits: jax.Array, weights: jax.Array) -> jax.Array
     """H(Y | X) - H(Y), minus the mutual information of input and predicted class: `entropy` with diversity 1.
 
     Predictions become sure one by one and stay spread over the classes together (Krause, Perona & Gomes 2010; Liang, Hu
-    & Feng 2020, SHOT, eq. 3). Between -log K and 0.
+    & Feng 2020, SHOT). Between -log K and 0.
 
     Args:
       logits: float [B, K], or [B, H, W, K] with every pixel a prediction.

@@ -17,8 +17,8 @@ from transfer_jax.objectives.reduction import weighted_mean
 
 def pseudo_labels(logits: jax.Array, weights: jax.Array, *, threshold: float = 0.95,
                   divide_by: Literal["batch", "confident"] = "batch") -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Cross-entropy with the model's own likeliest class, where its probability is at least `threshold` (Lee 2013, eq.
-    15-16; there 0, with a weight that rises from 0: `weight_schedule`).
+    """Cross-entropy with the model's own likeliest class, where its probability is at least `threshold` (Lee 2013;
+    there 0, with a weight that rises from 0: `weight_schedule`).
 
     Args:
       logits: float [B, K], or [B, H, W, K] with every pixel a prediction.
@@ -55,7 +55,7 @@ def flexmatch(weak_logits: jax.Array, strong_logits: jax.Array, strong_weights: 
               carried: dict[str, jax.Array], *, threshold: float = 0.95,
               ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
     """`fixmatch` with a threshold for each class, lower for those that are learned less (FlexMatch; Zhang et al. 2021,
-    eq. 5-11 and algorithm 1).
+    algorithm 1).
 
     A table remembers for every example the class that it was last given with a probability of at least `threshold`.
     Class c that stands n_c times in it has the threshold `threshold` b / (2 - b), b = n_c / max(max_k n_k, number of
@@ -64,8 +64,8 @@ def flexmatch(weak_logits: jax.Array, strong_logits: jax.Array, strong_weights: 
 
     Args:
       weak_logits, strong_logits, strong_weights: as in `fixmatch`.
-      strong_examples: int32 [B], numbers of the examples within the data set.
-      carried: {'given': float32 [size of the data set], the class, or -1}.
+      strong_examples: int32 [B], numbers of the examples within their stream.
+      carried: {'given': float32 [examples of the stream], the class, or -1}.
       threshold: tau.
 
     Returns:
@@ -93,8 +93,8 @@ def class_leniency(given: jax.Array, classes: int) -> jax.Array:
 
 def teacher_consistency(strong_logits: jax.Array, weak_teacher_logits: jax.Array, strong_weights: jax.Array, *,
                         distance: Literal["squared", "divergence"] = "squared") -> jax.Array:
-    """Distance of the student's predictions from those of the averaged model (mean teacher; Tarvainen & Valpola 2017,
-    eq. 1).
+    """Distance of the student's predictions from those of the averaged model (mean teacher; Tarvainen & Valpola
+    2017).
 
     Args:
       strong_logits: float [B, K], or [B, H, W, K], of the student on its view.
@@ -116,7 +116,7 @@ def teacher_consistency(strong_logits: jax.Array, weak_teacher_logits: jax.Array
 def self_ensembling(strong_logits: jax.Array, weak_teacher_logits: jax.Array, strong_weights: jax.Array, *,
                     threshold: float = 0.968, balance: float = 0.005) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Squared consistency with the teacher where it is sure, plus class balance (French, Mackiewicz & Fisher 2018,
-    sections 3.2-3.4).
+    section 3).
 
     An example counts 1 if the teacher's largest probability is at least `threshold`, else 0; the mean over the classes
     of squared differences is averaged over the whole batch. Class balance is the binary cross-entropy between 1 / K and

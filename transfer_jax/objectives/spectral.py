@@ -32,7 +32,7 @@ def batch_spectral_shrinkage(features: jax.Array, *, strength: float = 1e-3, cou
 def batch_spectral_penalization(source_features: jax.Array, target_features: jax.Array, *, strength: float = 1e-4,
                                 count: int = 1) -> jax.Array:
     """strength times the sum over both domains of the `count` largest squared singular values of the batch's features
-    (Chen et al. 2019, BSP, eq. 6): no direction may outweigh those that tell the classes apart.
+    (Chen, Wang, Long & Wang 2019, BSP): no direction may outweigh those that tell the classes apart.
 
     Stands beside an adversarial term, which by itself transfers along the largest directions alone. The sum grows with
     the batch size, as in the paper.
@@ -53,7 +53,7 @@ def batch_spectral_penalization(source_features: jax.Array, target_features: jax
 
 
 def nuclear_norm(logits: jax.Array, weights: jax.Array) -> jax.Array:
-    """-|P|_* / B, the sum of the singular values of the predicted probabilities (BNM; Cui et al. 2020, eq. 8).
+    """-|P|_* / B, the sum of the singular values of the predicted probabilities (BNM; Cui et al. 2020).
 
     Its minimum has predictions that are sure and spread over as many classes as the batch can hold. A row counts
     sqrt(weight), so that weight 2 is the example twice; B is the sum of the weights. Singular values below 1e-6 of the

@@ -15,7 +15,7 @@ def joint_transport(source_features: jax.Array, source_labels: jax.Array, target
                     regularization: float = 0.02, iterations: int = 100) -> tuple[jax.Array, dict[str, jax.Array]]:
     """sum_ij plan_ij c_ij, c_ij = feature_weight |f_i - f_j|^2 + label_weight (-log p_j(y_i)): every target example is
     drawn to the features, and to the label, of the source examples that it is coupled with (DeepJDOT; Damodaran et al.
-    2018, eq. 6-8).
+    2018).
 
     The plan is the cheapest coupling of uniform weights, a constant for the gradient, as in the paper's alternation:
     fix the network, solve for the plan; fix the plan, move the network. The paper solves it exactly; here the

@@ -16,12 +16,12 @@ def virtual_adversarial(inputs: jax.Array, apply_model: Callable[[jax.Array], ja
                         key: jax.Array, *, radius: float = 1.0, probe: float = 1e-2,
                         iterations: int = 1) -> tuple[jax.Array, dict[str, jax.Array]]:
     """KL(p(x) | p(x + r)), p(x) constant, at the r of length `radius` that raises it most (VAT; Miyato et al. 2018,
-    eq. 5-12).
+    section 3).
 
     The direction is found by power iteration from a random one: the gradient at a point `probe` away. The divergence
     grows with the square of that distance: 1e-6, as often written, vanishes in float32 beside the rounding of p.
 
-    VADA (Shu et al. 2018, eq. 6) is a sum of terms: the classifier's loss on the source, `domain_adversarial`,
+    VADA (Shu et al. 2018) is a sum of terms: the classifier's loss on the source, `domain_adversarial`,
     `entropy` on the target, this term on the source and on the target. DIRT-T then goes on, in a second stage, with
     `entropy` and this term on the target, and `distillation` or `teacher_consistency` in place of the source.
 

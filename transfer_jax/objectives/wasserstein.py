@@ -7,13 +7,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from transfer_jax.core.errors import UserError
+from transfer_jax.objectives.adversarial import check_one_output
 from transfer_jax.objectives.lengths import example_lengths
 
 
 def wasserstein_distance(source_features: jax.Array, target_features: jax.Array,
                          apply_head: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """E_s D - E_t D, which the encoder lowers (WDGRL; Shen, Qu, Zhang & Yu 2018, eq. 3 and 6).
+    """E_s D - E_t D, which the encoder lowers (WDGRL; Shen, Qu, Zhang & Yu 2018, algorithm 1).
 
     The critic's update is `wasserstein_critic`, several times before each of the encoder's (`repeats`, 5 to 10 in the
     paper). Only the encoder descends on this: leave the critic's group out of its update.
@@ -29,7 +29,7 @@ def wasserstein_distance(source_features: jax.Array, target_features: jax.Array,
 def wasserstein_critic(source_features: jax.Array, target_features: jax.Array,
                        apply_head: Callable[[jax.Array], jax.Array], key: jax.Array, *, penalty: float = 10.0,
                        ends: bool = True) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """-(E_s D - E_t D) + penalty mean (|dD / dh| - 1)^2, which the critic lowers (WDGRL; Shen et al. 2018, eq. 3-5).
+    """-(E_s D - E_t D) + penalty mean (|dD / dh| - 1)^2, which the critic lowers (WDGRL; Shen et al. 2018).
 
     The gradient is penalised at points drawn uniformly on the lines between pairs of a source and a target example, and
     at the examples themselves. Its length is taken over all axes of an example. Example i of the larger batch is paired
@@ -66,6 +66,5 @@ def interpolates(source: jax.Array, target: jax.Array, key: jax.Array) -> jax.Ar
 def _scores(name: str, apply_head: Callable[[jax.Array], jax.Array], features: jax.Array) -> jax.Array:
     """float32 [B]: the critic's number for every example, over its pixels the mean."""
     scores = apply_head(features).astype(jnp.float32)
-    if scores.ndim == features.ndim and scores.shape[-1] != 1:
-        raise UserError(f"{name} needs a head with 1 output, got {scores.shape[-1]}; set outputs=1")
+    check_one_output(name, features, scores)
     return jnp.mean(scores.reshape(len(features), -1), axis=1)

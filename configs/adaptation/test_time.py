@@ -1,0 +1,56 @@
+"""A published network meets pictures of another quality: it adapts to the 10,000 JPEGs of CIFAR-10's test part without
+a label, and without the data that it was trained on.
+
+    python -m transfer_jax.train --config configs/adaptation/test_time.py --workdir runs/test_time
+"""
+
+from __future__ import annotations
+
+import ml_collections
+from sets import CLASSES, DATA, SOURCES, WEIGHTS, jpegs
+
+from transfer_jax.core.config import parse_arg
+
+NORMS = "backbone/(.*/)?bn[^/]*/(scale|bias)"
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """`network`: resnet20 or resnet32; `batch_size` of a test batch; `seeds`: how many orders of the pictures."""
+    args = parse_arg(arg, network="resnet20", batch_size=200, seeds=3)
+    file, backbone, shown = SOURCES[args.network]
+    jpeg = dict(data=dict(kind="arrays", path=str(jpegs()), class_names=CLASSES), domain="jpeg",
+                batch_size=args.batch_size, **shown)
+    lossless = dict(kind="arrays", path=str(DATA / "cifar10_lossless" / "cifar10_lossless.npz"), class_names=CLASSES,
+                    arrays=dict(test_image="x_test", test_label="y_test"))
+    streams = dict(jpeg=jpeg, lossless=dict(jpeg, data=lossless, split="test", domain="lossless"))
+    reads = dict(stream="jpeg", head="classify")
+    online = dict(online=dict(kind="online_accuracy", **reads))
+    tent = dict(entropy=dict(kind="entropy", **reads), **online)
+    clusters = dict(information=dict(kind="information_maximization", **reads),
+                    clusters=dict(kind="cluster_cross_entropy", weight=0.3, **reads))
+
+    def stage(title: str, **keys: object) -> dict:
+        return dict(title=title, tags=dict(method=title), evaluate=dict(jpeg="classify", lossless="classify"),
+                    **dict(dict(init="source"), **keys))
+
+    def refit(kind: str, **options: object) -> dict:
+        return dict(refit=(dict(kind=kind, stream="jpeg", **options),))
+
+    moving = dict(epochs=1, optimizer=dict(kind="adam"), lr=1e-3, groups=dict(norms={}),
+                  partition=((NORMS, "norms"), (".*", "frozen")))
+    stages = dict(
+        source=stage("as published", init="fresh"),
+        adabn=stage("AdaBN", **refit("norm_statistics")),
+        mixed=stage("AdaBN, half the source's", **refit("norm_statistics", prior=10000.0)),
+        t3a=stage("T3A", **refit("prototypes", head="classify")),
+        tent=stage("TENT", objective=dict(terms=tent), **moving),
+        shot=stage("SHOT", objective=dict(terms=clusters), **dict(
+            moving, epochs=3, measure_every=10000 // args.batch_size, optimizer=dict(kind="sgd", momentum=0.9),
+            lr=1e-3, groups=dict(body={}), partition=(("heads/.*", "frozen"), (".*", "body")))))
+    return ml_collections.ConfigDict(dict(
+        name=f"test_time-{args.network}", seeds=tuple(range(args.seeds)), streams=streams, stages=stages,
+        model=dict(backbones=dict(backbone=backbone), heads=dict(classify=dict(kind="linear"))),
+        pretrained=dict(backbone=dict(source=str(WEIGHTS / file), head="classify")),
+        tasks=dict(classify=dict(kind="classification", head="classify")),
+        report=dict(title="CIFAR-10 JPEGs without labels", streams=("jpeg", "lossless"), reference="as published"),
+        log_every=10, checkpoint_every=0))
