@@ -38,8 +38,9 @@ from cells import GENTLE, arguments, arm, digits, digits_test, experiment, term
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """`labels`: target labels per class; `steps`: updates of each arm."""
-    args = arguments(arg, labels=5, steps=200, pretrain_steps=300)
+    """`labels`: target labels per class; `steps`: updates of each arm; `validate`: judge the arms without target labels
+    by validators, ten times on their way."""
+    args = arguments(arg, labels=5, steps=200, pretrain_steps=300, validate=False)
     streams = dict(
         source=digits(args, "plain"),
         target=digits(args, "photo", labels_per_class=args.labels),
@@ -52,6 +53,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     alignment = source | dict(coral=dict(kind="deep_coral", weight=10.0, **pair))
     test = dict(target_test="digits")
     unlabelled = dict(init="pretrain", batch_norm="joint")
+    if args.validate:
+        streams["source_test"] = digits_test(args, "plain")
+        unlabelled |= dict(validation=dict(target="target_unlabelled", source="source_test", task="digits"),
+                           eval_every=max(1, args.steps // 10))
     stages = dict(
         pretrain=arm("source model as it is", source, test, args.pretrain_steps),
         scratch=arm(f"from scratch, {args.labels} labels per class", target, test, args.steps),

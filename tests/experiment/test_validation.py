@@ -1,10 +1,13 @@
 """A stage judged without target labels: they choose nothing, a stop loses nothing, and the report tells the cost."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from tiny_experiment import config, read_json, run, same_leaves
+from tiny_experiment import ROOT, config, read_json, run, same_leaves
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import build, plain
@@ -15,6 +18,7 @@ from transfer_jax.experiment.report import write_report
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import fresh_variables
 from transfer_jax.experiment.stage_run import StageRun
+from transfer_jax.experiment.validation import Validation
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.training.writers import read_metrics
 
@@ -169,6 +173,30 @@ def test_the_pass_is_exact_over_ragged_ends_and_thinned_by_a_draw(digits_file, p
     np.testing.assert_allclose(again[1]["logits"], found[1]["logits"], rtol=1e-5, atol=1e-6)
 
 
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import jax
+from tiny_experiment import run
+assert jax.device_count() == 4
+run(json.loads(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_four_devices_and_vmapped_seeds_give_the_scores_of_one(finished, digits_file, photo_file, tmp_path):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
+                   "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    values = adapted(digits_file, photo_file, **BY_SND) | {"members": "vmap"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(values), str(tmp_path)], capture_output=True,
+                          text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = validated(finished), validated(tmp_path)
+    assert list(ours) == list(theirs)
+    for name in ours[0]:  # later steps differ by the rounding of training
+        np.testing.assert_allclose(theirs[0][name], ours[0][name], atol=0.03 if name.endswith(("distance", "accuracy"))
+                                   else 2e-3, rtol=2e-3, err_msg=name)
+
+
 def test_without_a_source_and_before_any_training(digits_file, photo_file, tmp_path):
     """A stage that only evaluates is judged once; without a source by what needs none."""
     values = adapted(digits_file, photo_file)
@@ -214,6 +242,15 @@ def test_what_cannot_be_is_told_in_a_sentence_before_training(digits_file, photo
         run(values, tmp_path)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_outputs_that_are_not_finite_are_told_with_their_place(digits_file, photo_file):
+    values = adapted(digits_file, photo_file)
+    values["streams"]["photo"]["std"] = 1e-38  # images beyond the largest float
+    assembly = Assembly(build(ExperimentSpec, values))
+    validation = Validation(Evaluators(assembly), "adapt")
+    with pytest.raises(UserError, match="stage 'adapt' on 'photo', seed 0: .*not finite"):
+        validation.metrics(validation.outputs(*fresh_variables(assembly)))
 
 
 def test_choosing_by_target_labels_stays_possible_as_an_oracle(digits_file, photo_file, tmp_path):

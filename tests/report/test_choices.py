@@ -82,6 +82,7 @@ def test_the_tables_say_so(workdir):
     regret = choices.regret_table(found)
     assert list(regret.columns) == ["chosen by", *METHODS, "mean"]
     assert [row[0] for row in regret.rows] == ["last", "a_distance", "dev", "snd"]
+    assert {regret.rows[row][0] for row, _ in regret.bold} == {"a_distance"} and len(regret.bold) == 3
     distance = choices.distance_table([read_run(workdir)])
     assert distance.rows[0] == [METHODS[0], "1.500 ± 0.000", "0.500 ± 0.000"]
 

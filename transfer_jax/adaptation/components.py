@@ -49,7 +49,7 @@ def balanced_distribution(problem: Problem, *, dimensions: int = 20, ridge: floa
                           bandwidth: float | None = None, unit: bool = True, iterations: int = 10,
                           balance: float = 0.5) -> Mapping:
     """Balanced distribution adaptation (Wang et al. 2017, eq. 6): JDA with the weight 1 - `balance` for the distance of
-    the domains and `balance` for those of the classes."""
+    the domains and `balance` for those of the classes. At one half it is JDA, since L is scaled to norm one."""
     if not 0 <= balance <= 1:
         raise UserError(f"BDA with balance {balance}; give a number from 0 to 1")
 
@@ -90,7 +90,9 @@ def projection(features: Array, differences: Array, shares: Array, ridge: float)
     """
     axes, values = (np.asarray(part) for part in _projection(jnp.asarray(features), jnp.asarray(differences),
                                                              jnp.asarray(shares), ridge))
-    rank = int((values > values.max(initial=0) * len(values) * np.finfo(float).eps).sum())
+    # Rounding is relative to the features, which may be far from zero and hardly vary.
+    largest = max(values.max(initial=0), (np.asarray(features) ** 2).sum() / ridge)
+    rank = int((values > largest * len(values) * np.finfo(float).eps).sum())
     return axes[:, :rank], values[:rank]
 
 

@@ -18,7 +18,7 @@ TINY = 1e-200  # a density that no kernel reaches
 
 @in_double
 def kliep(source: Array, target: Array, key: jax.Array | None = None, *, bandwidth: float | None = None,
-          centers: int = 100, folds: int = 5, tolerance: float = 1e-6, steps: int = 20000) -> Weighted:
+          centers: int = 100, folds: int = 5, tolerance: float = 1e-5, steps: int = 20000) -> Weighted:
     """Kullback-Leibler importance estimation (Sugiyama et al. 2008): w(x) = sum_l a_l k(x, c_l) maximises the mean of
     log w over the target, subject to a >= 0 and mean one over the source.
 

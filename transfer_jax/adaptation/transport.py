@@ -42,7 +42,7 @@ def optimal_transport(problem: Problem, *, regularisation: float = 0.05, class_r
         plan, error = exact_plan(cost), 0.0
     else:
         unit = float(np.median(cost)) or float(cost.max()) or 1.0
-        plan, error = (np.asarray(part) for part in _regularised(
+        plan, error = (np.asarray(part) for part in class_plan(
             cost / unit, problem.labels, regularisation, class_regularisation, steps, tolerance))
     moved = barycentric(plan, problem.target)
     notes = (f"Sinkhorn stopped {float(error):.1e} from its marginals; give a larger regularisation or more steps",
@@ -95,8 +95,10 @@ def barycentric(plan: Array, target: Array) -> Array:
 
 
 @in_double
-def _regularised(cost: Array, labels: Array, regularisation: float, class_regularisation: float, steps: int,
-                 tolerance: float) -> tuple[jax.Array, jax.Array]:
+def class_plan(cost: Array, labels: Array, regularisation: float, class_regularisation: float, steps: int,
+               tolerance: float) -> tuple[jax.Array, jax.Array]:
+    """The plan [n_s, n_t] with exact marginals for costs and weights in one unit, and how far from its marginals
+    Sinkhorn's method stopped; ten steps of majorisation for the classes of the source `labels` int [n_s]."""
     onehot = jnp.asarray(np.eye(labels.max() + 1)[labels])
     cost = jnp.asarray(cost)
     plan, error = _sinkhorn(cost, regularisation, tolerance, steps)

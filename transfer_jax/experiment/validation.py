@@ -49,10 +49,17 @@ class Validation:
         """Target stream -> validator -> float64 [S]. Process 0 computes them for all: `best` must choose alike
         everywhere, and no two machines need round alike."""
         seeds = range(self.evaluators.assembly.members)
-        found = processes.first_says(lambda: [[validate(self.evidence(outputs, target, seed), self.names)
-                                               for seed in seeds] for target in self.spec.targets])
+        found = processes.first_says(lambda: [[self._validate(outputs, target, seed) for seed in seeds]
+                                              for target in self.spec.targets])
         return {target: {f"{VALIDATED}{name}": np.array([scores[name] for scores in by_seed]) for name in self.names}
                 for target, by_seed in zip(self.spec.targets, found, strict=True)}
+
+    def _validate(self, outputs: Outputs, target: str, seed: int) -> dict[str, float]:
+        try:
+            return validate(self.evidence(outputs, target, seed), self.names)
+        except UserError as error:
+            number = self.evaluators.assembly.spec.seeds[seed]
+            raise UserError(f"validation of stage {self.stage!r} on {target!r}, seed {number}: {error}") from error
 
     def evidence(self, outputs: Outputs, target: str, seed: int) -> Evidence:
         """What validators may know: of the target no labels, though the pass has brought them where there are any."""

@@ -138,8 +138,9 @@ def choice_table(choices: Choices) -> Table:
                      MISSING if rule == ORACLE else statistics.text(statistics.summarize(choices.regret(rule)), digits),
                      span(steps.tolist(), lambda step: f"{step:,}")])
     offset = len(rows) - len(choices.rules)
+    regrets = {rule: [choices.regret(rule)] for rule in choices.rules if rule != ORACLE}
     return Table(["chosen by", f"{choices.metric} on {choices.stream}", "regret", "step"], rows, choices.title,
-                 {(row + offset, column) for row, _ in _least({choices.title: choices}) for column in (1, 2)},
+                 {(row + offset, column) for row, _ in _least(regrets) for column in (1, 2)},
                  [f"{_seeds(choices)}, {len(choices.steps)} evaluation points."])
 
 
@@ -150,17 +151,16 @@ MEANING = ("Every seed is chosen for by itself, among the evaluation points afte
 
 def regret_table(choices: Sequence[Choices]) -> Table:
     """A row a rule, a column a stage: regret; and the mean over the stages, seed by seed."""
-    named = {one.title: one for one in choices}
     rules = [rule for rule in choices[0].rules if rule != ORACLE and all(rule in one.rules for one in choices)]
-    alike = len({len(one.scores) for one in choices}) == 1
-    rows = []
-    for rule in rules:
-        found = [one.regret(rule) for one in named.values()]
-        found += [np.mean(found, axis=0)] if alike and len(found) > 1 else []
-        rows.append([rule, *(statistics.text(statistics.summarize(values)) for values in found)])
-    columns = [*named, *(["mean"] if alike and len(named) > 1 else [])]
+    regrets = {rule: [one.regret(rule) for one in choices] for rule in rules}
+    columns = [one.title for one in choices]
+    if len(choices) > 1 and len({len(one.scores) for one in choices}) == 1:
+        columns.append("mean")
+        regrets = {rule: [*found, np.mean(found, axis=0)] for rule, found in regrets.items()}
+    rows = [[rule, *(statistics.text(statistics.summarize(values)) for values in found)]
+            for rule, found in regrets.items()]
     return Table(["chosen by", *columns], rows, "Regret of choosing without target labels",
-                 {(row, column + 1) for row, column in _least(named, rules)},
+                 {(row, column + 1) for row, column in _least(regrets)},
                  [f"{choices[0].metric} of the oracle's choice less that of each rule. {_seeds(choices[0])}."])
 
 
@@ -178,14 +178,15 @@ def short_table(choices: Sequence[Choices], width: int) -> list[Table]:
     return [dataclasses.replace(table, notes=[*table.notes, MEANING]) for table in fitting]
 
 
-def _least(named: Mapping[str, Choices], rules: Sequence[str] | None = None) -> set[tuple[int, int]]:
-    """(row, column) of the validators with the least mean regret on each stage; none where all are alike."""
+def _least(regrets: Mapping[str, Sequence[np.ndarray]]) -> set[tuple[int, int]]:
+    """(row, column) of the validators with the least mean regret, in each column where they are not all alike."""
+    means = {row: [float(values.mean()) for values in found]
+             for row, (rule, found) in enumerate(regrets.items()) if rule != LAST}
     found = set()
-    for column, one in enumerate(named.values()):
-        order = list(rules or one.rules)
-        means = {order.index(rule): float(one.regret(rule).mean()) for rule in one.validators if rule in order}
-        if means and min(means.values()) < max(means.values()):
-            found |= {(row, column) for row, mean in means.items() if mean == min(means.values())}
+    for column in range(len(next(iter(means.values()), ()))):
+        of_rules = {row: values[column] for row, values in means.items()}
+        if min(of_rules.values()) < max(of_rules.values()):
+            found |= {(row, column) for row, mean in of_rules.items() if mean == min(of_rules.values())}
     return found
 
 
