@@ -67,7 +67,8 @@ def test_it_trains_to_its_end_and_moves_what_it_says(digits_file, tmp_path, reci
         assert {path for path in still if path.startswith("heads/digits")} == {
             "heads/digits/dense/kernel", "heads/digits/dense/bias"}
     else:
-        assert not {path for path in still if path.startswith(("backbone/", "heads/"))}
+        # The critic's last shift cancels in a difference of means.
+        assert {path for path in still if path.startswith(("backbone/", "heads/"))} <= {"heads/critic/output/bias"}
     gaps = {path: leaf for path, leaf in after.items() if path.startswith("peft/")}
     assert bool(gaps) == (recipe == "domain_shift") and all(np.abs(leaf).max() > 0 for leaf in gaps.values())
 
