@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_experiment import ROOT, config, read_json, run, same_leaves
 
+from transfer_jax.core.config import load_config
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import build, plain
 from transfer_jax.evaluation.validators import VALIDATORS
@@ -18,7 +19,7 @@ from transfer_jax.experiment.report import write_report
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import fresh_variables
 from transfer_jax.experiment.stage_run import StageRun
-from transfer_jax.experiment.validation import Validation
+from transfer_jax.experiment.validation import Validation, check_source
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.training.writers import read_metrics
 
@@ -242,6 +243,16 @@ def test_what_cannot_be_is_told_in_a_sentence_before_training(digits_file, photo
         run(values, tmp_path)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_the_domain_adaptation_of_the_matrix_can_be_judged_with_a_source_that_is_held_out():
+    spec = build(ExperimentSpec, load_config(f"{ROOT / 'configs/matrix/domain_adaptation.py'}:validate,seeds=1"))
+    assembly = Assembly(spec)
+    for stage in ("adversarial", "coral"):
+        assert spec.stages[stage].eval_every == 20
+        check_source(assembly, stage)
+    plain_spec = build(ExperimentSpec, load_config(str(ROOT / "configs/matrix/domain_adaptation.py")))
+    assert all(stage.validation is None for stage in plain_spec.stages.values())
 
 
 def test_outputs_that_are_not_finite_are_told_with_their_place(digits_file, photo_file):
