@@ -23,7 +23,7 @@ BACKBONE = dict(kind="lenet", widths=(20, 50), dense=(500, 256), norm="batch")
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """`pair`; `recipes`: names of RECIPES joined by '+', none: all; `steps`, `batch_size` (of each domain), `seeds`
     (how many)."""
-    args = parse_arg(arg, pair="mnist_usps", recipes="", steps=1000, batch_size=64, seeds=3)
+    args = parse_arg(arg, pair="mnist_usps", recipes="", steps=400, batch_size=32, seeds=3)
     if args.pair not in PAIRS:
         raise unknown("pair", args.pair, PAIRS, repr(arg))
 

@@ -21,7 +21,7 @@ TESTS = {"mnist": "test[:2000]", "usps": "test", "mnistm": "test", "svhn": "trai
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """`unseen`: the domain that is left out; `steps`, `seeds` (how many)."""
-    args = parse_arg(arg, unseen="mnistm", steps=600, seeds=3)
+    args = parse_arg(arg, unseen="mnistm", steps=300, seeds=3)
     if args.unseen not in DOMAINS:
         raise unknown("domain", args.unseen, DOMAINS, repr(arg))
     sources = [name for name in DOMAINS if name != args.unseen]

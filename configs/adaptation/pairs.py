@@ -39,13 +39,15 @@ def recipes(chosen: str, where: str) -> dict[str, str]:
 def experiment(name: str, told: Setting, chosen: Mapping[str, str], streams: Mapping[str, Any], seeds: int,
                **more: Any) -> ml_collections.ConfigDict:
     """The recipes side by side, each a row of the report."""
+    validation = dict(target=told.target, source="source_test", task=told.name, examples=500)
+    judged = dict(validation=validation, eval_every=max(1, told.steps // 2))
     stages: dict[str, Any] = {}
     heads: dict[str, Any] = {}
     tasks: dict[str, Any] = {}
     for method, text in chosen.items():
         plan = expand(text, told)
         prefix = "".join(c if c.isalnum() else "_" for c in method.lower())
-        stages |= grafted(plan["stages"], prefix, title=method, tags=dict(method=method))
+        stages |= grafted(plan["stages"], prefix, title=method, tags=dict(method=method), **judged)
         heads |= plan["model"]["heads"]
         tasks |= plan["tasks"]
     return ml_collections.ConfigDict(dict(

@@ -45,7 +45,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         t3a=stage("T3A", **refit("prototypes", head="classify")),
         tent=stage("TENT", objective=dict(terms=tent), **moving),
         shot=stage("SHOT", objective=dict(terms=clusters), **dict(
-            moving, epochs=3, measure_every=10000 // args.batch_size, optimizer=dict(kind="sgd", momentum=0.9),
+            moving, epochs=2, measure_every=5000 // args.batch_size, optimizer=dict(kind="sgd", momentum=0.9),
             lr=1e-3, groups=dict(body={}), partition=(("heads/.*", "frozen"), (".*", "body")))))
     return ml_collections.ConfigDict(dict(
         name=f"test_time-{args.network}", seeds=tuple(range(args.seeds)), streams=streams, stages=stages,
