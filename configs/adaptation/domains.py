@@ -12,12 +12,13 @@ from __future__ import annotations
 import gzip
 import html
 import re
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 
+from transfer_jax import command_line
 from transfer_jax.core.errors import UserError
 from transfer_jax.data.sources.locations import standard_folder
 
@@ -65,11 +66,10 @@ def reviews(path: Path) -> list[str]:
     return [html.unescape(text).strip() for text in found]
 
 
-def main(arguments: list[str]) -> int:
-    """Exit code 2, with a sentence, where the data sets are absent."""
+def main(arguments: Sequence[str]) -> int:
+    """Both folders; a UserError where the data sets are absent."""
     if len(arguments) != 1:
-        print(f"error: expected one folder; {__doc__.splitlines()[2].strip()}", file=sys.stderr)
-        return 2
+        raise UserError("give one folder: python configs/adaptation/domains.py OUT")
     out = Path(arguments[0])
     office(out / "office")
     amazon(out / "amazon")
@@ -78,8 +78,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command_line.run(main)

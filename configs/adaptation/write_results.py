@@ -9,7 +9,6 @@ RUNS holds one folder for each section (office_nn1, office_gfk10, office_svm, am
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from transfer_jax import command_line
 from transfer_jax.core.errors import UserError
 from transfer_jax.experiment.report import figures
 from transfer_jax.experiment.report.statistics import Summary
@@ -26,6 +26,13 @@ HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
 PUBLISHED = HERE / "published.json"
 TEXT = HERE / "page.md"
+TITLES = {
+    "office_nn1": "Office-Caltech10, SURF, 1-NN: accuracy %",
+    "office_gfk10": "GFK with 10 dimensions, 1-NN: accuracy %",
+    "office_svm": "Office-Caltech10, SURF, linear SVM: accuracy %",
+    "amazon": "Amazon reviews, 400 words, logistic regression: accuracy %",
+    "amazon_labelled": "the same with 25 labelled target reviews of each class: accuracy % on the others",
+}
 MARK = "<!-- {} -->"
 LIMIT = 2.0  # points of difference from which a cell is set in bold
 
@@ -56,12 +63,13 @@ def read_run(path: Path) -> Run:
 def compared(run: Run, published: Mapping[str, Any], title: str) -> str:
     """A row a pair: what was measured and, where a published value was found, the difference to it."""
     pairs = [pair for pair in published["pairs"] if pair in run.accuracy]
+    pairs += [pair for pair in run.accuracy if pair not in pairs]
     rows, bold = [], set()
     for i, pair in enumerate(pairs):
         cells = [pair.replace(" ", " to ")]
         for j, method in enumerate(run.methods, 1):
             value, told = run.accuracy[pair][method], _told(published, method, pair)
-            cells.append(f"{value:.2f}" if told is None else f"{value:.2f} ({value - told:+.2f})")
+            cells.append(f"{value:.2f}" if told is None else f"{value:.2f} ({_difference(value, told)})")
             if told is not None and abs(round(value - told, 2)) > LIMIT:
                 bold.add((i, j))
         rows.append(cells)
@@ -69,7 +77,7 @@ def compared(run: Run, published: Mapping[str, Any], title: str) -> str:
     for method in run.methods:
         mean = np.mean([run.accuracy[pair][method] for pair in pairs])
         told = [_told(published, method, pair) for pair in pairs]
-        last.append(f"{mean:.2f}" if None in told else f"{mean:.2f} ({mean - np.mean(told):+.2f})")
+        last.append(f"{mean:.2f}" if None in told else f"{mean:.2f} ({_difference(mean, np.mean(told))})")
     rows += [last, ["seconds", *(f"{run.seconds[method]:.0f}" for method in run.methods)]]
     missing = [method for method in run.methods if method not in published["methods"]]
     notes = ["In parentheses: difference to the published value; bold: above 2 points. Source of the published "
@@ -78,9 +86,13 @@ def compared(run: Run, published: Mapping[str, Any], title: str) -> str:
     return to_markdown(Table(("pair", *run.methods), rows, title, bold, notes))
 
 
+def _difference(value: float, told: float) -> str:
+    return f"{round(value - told, 2) + 0.0:+.2f}"  # never -0.00
+
+
 def _told(published: Mapping[str, Any], method: str, pair: str) -> float | None:
     values = published["methods"].get(method)
-    return None if values is None else values[published["pairs"].index(pair)]
+    return None if values is None or pair not in published["pairs"] else values[published["pairs"].index(pair)]
 
 
 def plain(run: Run, title: str) -> str:
@@ -113,23 +125,16 @@ def gains(runs: Mapping[str, Run]) -> bytes:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit code 2, with a sentence, if the folder holds none of the runs."""
+    """Writes the page; a UserError if the folder holds none of the runs."""
     folder = Path(arguments[0]) if len(arguments) == 1 else Path()
-    names = ("office_nn1", "office_gfk10", "office_svm", "amazon", "amazon_labelled")
-    runs = {name: read_run(folder / name / "adapt.json") for name in names if (folder / name / "adapt.json").is_file()}
+    runs = {name: read_run(folder / name / "adapt.json") for name in TITLES if (folder / name / "adapt.json").is_file()}
     if not runs:
-        print(f"error: {folder} holds no run ({', '.join(names)}); docs/adaptation_classical.md shows the commands",
-              file=sys.stderr)
-        return 2
+        raise UserError(f"{folder} holds no run ({', '.join(TITLES)}); docs/adaptation_classical.md shows the commands")
     published = json.loads(PUBLISHED.read_text())
-    titles = {"office_nn1": "Office-Caltech10, SURF, 1-NN: accuracy %", "office_svm": "Office-Caltech10, SURF, linear "
-              "SVM: accuracy %", "office_gfk10": "GFK with 10 dimensions: accuracy %",
-              "amazon": "Amazon reviews, 400 words, logistic regression: accuracy %",
-              "amazon_labelled": "the same with 25 labelled target reviews of each class: accuracy % on the others"}
     text = TEXT.read_text()
     for name, run in runs.items():
         told = published.get("office_nn1" if name == "office_gfk10" else name)
-        text = text.replace(MARK.format(name), compared(run, told, titles[name]) if told else plain(run, titles[name]))
+        text = text.replace(MARK.format(name), compared(run, told, TITLES[name]) if told else plain(run, TITLES[name]))
     if "office_nn1" in runs:
         (DOCS / "figures").mkdir(exist_ok=True)
         (DOCS / "figures" / "adaptation_classical_gains.svg").write_bytes(gains(runs))
@@ -139,8 +144,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command_line.run(main)

@@ -11,6 +11,7 @@ import numpy as np
 from transfer_jax.adaptation.domains import Problem
 from transfer_jax.adaptation.kernels import gaussian, median_distance, squared_distances
 from transfer_jax.adaptation.mapping import Array, Mapping, at_most
+from transfer_jax.adaptation.normalisation import unit as of_length_one
 from transfer_jax.adaptation.precision import in_double
 from transfer_jax.core.errors import UserError, unknown
 
@@ -118,7 +119,7 @@ def _adapted(problem: Problem, differences: Callable[[Array | None], tuple[Array
     if ridge <= 0 or iterations < 1:
         raise UserError(f"{method} with ridge {ridge} and {iterations} iterations; give a ridge above 0 and "
                         f"1 iteration or more")
-    scaled = _unit if unit else np.asarray
+    scaled = of_length_one if unit else np.asarray
     features = _features(problem, kernel, bandwidth, scaled, method)
     both = features(np.concatenate([problem.source, problem.target]))
     n_s, known = len(problem.source), problem.target_labels >= 0
@@ -165,10 +166,6 @@ def _scaled_axes(both: Array) -> jax.Array:
     x = jnp.asarray(both)
     values, axes = jnp.linalg.eigh(x.T @ x)
     return axes * jnp.sqrt(jnp.maximum(values, 0))
-
-
-def _unit(x: Array) -> Array:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(float).tiny)
 
 
 @in_double

@@ -15,7 +15,8 @@ def _row_sum(x: Array) -> Array:
     return x / np.where(total == 0, 1, total)
 
 
-def _unit(x: Array) -> Array:
+def unit(x: Array) -> Array:
+    """Rows of length one; rows of zeros stay."""
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(float).tiny)
 
 
@@ -37,7 +38,7 @@ def _together(source: Array, target: Array) -> tuple[Array, Array]:
 NORMALISATIONS = {
     "none": _each(lambda x: x),
     "row-sum": _each(_row_sum),
-    "unit": _each(_unit),
+    "unit": _each(unit),
     "log": _each(lambda x: np.sign(x) * np.log1p(np.abs(x))),
     "zscore": _together,
     "zscore-source": lambda source, target: (_standardised(source, source), _standardised(target, source)),
