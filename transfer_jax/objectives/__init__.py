@@ -15,6 +15,7 @@ from transfer_jax.objectives.distillation import co_tuning, delta, distillation,
 from transfer_jax.objectives.feature_norms import feature_norm
 from transfer_jax.objectives.generalization import group_dro, irm_penalty, risk_variance
 from transfer_jax.objectives.kernel_means import joint_mmd, local_mmd, mmd
+from transfer_jax.objectives.open_set import open_set_adversarial
 from transfer_jax.objectives.regularizers import entropy, ewc, information_maximization, l2_norm, l2_to_start
 from transfer_jax.objectives.self_training import (
     fixmatch,
@@ -69,6 +70,7 @@ TERMS = {
     "conditional_adversarial": conditional_adversarial,
     "classifier_discrepancy": classifier_discrepancy,
     "margin_disparity": margin_disparity,
+    "open_set_adversarial": open_set_adversarial,
     "wasserstein_critic": wasserstein_critic,
     "wasserstein_distance": wasserstein_distance,
     "deep_coral": deep_coral,
