@@ -17,18 +17,22 @@ from transfer_jax.recipes import Setting
 DATA = {"mnist": dict(kind="idx"), "usps": dict(kind="usps"), "mnistm": dict(kind="mnistm")}
 PAIRS = {"mnist_usps": 1, "usps_mnist": 1, "mnist_mnistm": 3}  # and the number of channels
 STRONG = (dict(kind="crop", padding=3), dict(kind="scale", low=0.6, high=1.0), dict(kind="noise"))
-BACKBONE = dict(kind="lenet", widths=(20, 50), dense=(500, 256), norm="batch")
+# Network, steps, examples of each domain in a batch: of the literature, and what two cores can do in half an hour.
+BUDGETS = {"full": (dict(widths=(20, 50), dense=(500, 256)), 50_000, 128),
+           "small": (dict(widths=(8, 16), dense=(128, 64)), 400, 32)}
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """`pair`; `recipes`: names of RECIPES joined by '+', none: all; `steps`, `batch_size` (of each domain), `seeds`
-    (how many)."""
-    args = parse_arg(arg, pair="mnist_usps", recipes="", steps=400, batch_size=32, seeds=3)
-    if args.pair not in PAIRS:
-        raise unknown("pair", args.pair, PAIRS, repr(arg))
+    """`pair`; `recipes`: names of RECIPES joined by '+', none: all; `budget`: small or full; `steps`: of each recipe,
+    0: those of the budget; `seeds`: how many."""
+    args = parse_arg(arg, pair="mnist_usps", recipes="", budget="small", steps=0, seeds=3)
+    for name, options in (("pair", PAIRS), ("budget", BUDGETS)):
+        if args[name] not in options:
+            raise unknown(name, args[name], options, repr(arg))
+    widths, steps, batch_size = BUDGETS[args.budget]
 
     def stream(domain: str, split: str, **more: object) -> dict:
-        return dict(data=DATA[domain], split=split, domain=domain, batch_size=args.batch_size, image_size=(28, 28),
+        return dict(data=DATA[domain], split=split, domain=domain, batch_size=batch_size, image_size=(28, 28),
                     channels=PAIRS[args.pair], **more)
 
     source, target = args.pair.split("_")
@@ -36,8 +40,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     streams = dict(source=stream(source, "train"), target=unlabelled,
                    strong=dict(unlabelled, follows="target", augment=STRONG),
                    source_test=stream(source, "test"), target_test=stream(target, "test"))
-    told = Setting(BACKBONE, name="digits", stream="source", target="target", strong="strong",
-                   domains=(source, target), evaluate=("target_test",), classes=10, steps=args.steps, lr=0.03,
+    told = Setting(dict(kind="lenet", norm="batch", **widths), name="digits", stream="source", target="target",
+                   strong="strong", domains=(source, target), evaluate=("target_test",), classes=10, steps=args.steps or steps, lr=0.03,
                    backbone_lr=1.0, stage=dict(optimizer=dict(kind="sgd", momentum=0.9, nesterov=True),
                                                weight_decay=1e-3, schedule=dict(kind="inverse_decay")))
     return experiment(f"digits-{args.pair}", told, recipes(args.recipes, repr(arg)), streams, args.seeds)
