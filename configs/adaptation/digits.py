@@ -40,8 +40,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     streams = dict(source=stream(source, "train"), target=unlabelled,
                    strong=dict(unlabelled, follows="target", augment=STRONG),
                    source_test=stream(source, "test"), target_test=stream(target, "test"))
-    told = Setting(dict(kind="lenet", norm="batch", **widths), name="digits", stream="source", target="target",
-                   strong="strong", domains=(source, target), evaluate=("target_test",), classes=10, steps=args.steps or steps, lr=0.03,
-                   backbone_lr=1.0, stage=dict(optimizer=dict(kind="sgd", momentum=0.9, nesterov=True),
-                                               weight_decay=1e-3, schedule=dict(kind="inverse_decay")))
+    backbone = dict(kind="lenet", norm="batch", **widths)
+    told = Setting(backbone, name="digits", stream="source", target="target", strong="strong", domains=(source, target),
+                   evaluate=("target_test",), classes=10, steps=args.steps or steps, lr=0.03, backbone_lr=1.0,
+                   stage=dict(optimizer=dict(kind="sgd", momentum=0.9, nesterov=True), weight_decay=1e-3,
+                              schedule=dict(kind="inverse_decay")))
     return experiment(f"digits-{args.pair}", told, recipes(args.recipes, repr(arg)), streams, args.seeds)
