@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,8 +36,7 @@ MARK = "<!-- {} -->"
 LIMIT = 2.0  # points of difference from which a cell is set in bold
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One call of the command: pair -> method -> accuracy in percent, and seconds by method over all pairs."""
 
     accuracy: Mapping[str, Mapping[str, float]]

@@ -38,6 +38,7 @@ def test_domains_of_all_kinds_of_files(folder, tmp_path):
     assert one.x.dtype == np.float64 and one.y.tolist() == ["cat", "dog"] * 20
     np.testing.assert_allclose(three.x, features(1, 0.7)[0], rtol=1e-6)
     assert three.y.tolist() == one.y.tolist()
+    assert read_domain(folder / "two.mat").y.tolist() == ["cat", "dog"] * 15
     savemat(tmp_path / "numbers.mat", {"feas": np.ones((3, 2), np.uint8), "label": np.array([[1], [2], [1]])})
     found = read_domain(tmp_path / "numbers.mat")
     assert found.x.shape == (3, 2) and found.y.tolist() == [1, 2, 1]

@@ -27,7 +27,7 @@ def script(tmp_path, monkeypatch):
 
 def test_measured_and_published_values_stand_side_by_side(script, tmp_path, capsys):
     pairs = json.loads(script.PUBLISHED.read_text())["office_nn1"]["pairs"]
-    rows = [{"source": pair.split()[0], "target": pair.split()[1], "method": method, "accuracy": accuracy,
+    rows = [{**dict(zip(("source", "target"), pair.split(), strict=True)), "method": method, "accuracy": accuracy,
              "seconds": 1.0} for pair in pairs for method, accuracy in (("none", 0.2370), ("coral", 0.5))]
     folder = tmp_path / "runs" / "office_nn1"
     folder.mkdir(parents=True)

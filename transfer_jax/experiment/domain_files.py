@@ -50,7 +50,7 @@ def read_domain(path: str | Path) -> Domain:
     if x.dtype.kind not in "fiub":
         raise UserError(f"the features in {path} are of type {x.dtype}; give numbers")
     y = _one_of(found, LABEL_NAMES)
-    return Domain(path.stem, np.asarray(x, np.float64), None if y is None else y.reshape(-1))
+    return Domain(path.stem, np.asarray(x, np.float64), None if y is None else _labels(y))
 
 
 def read_folder(folder: str | Path) -> list[Domain]:
@@ -88,6 +88,13 @@ def _mat(path: Path) -> Mapping[str, np.ndarray]:
     except (OSError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
         raise UserError(f"{path} cannot be read as a MATLAB file of version 5 ({error}); save it with -v7 or as "
                         f".npz") from error
+
+
+def _labels(y: np.ndarray) -> np.ndarray:
+    """[n]; MATLAB has names in cells, or padded with blanks."""
+    if y.dtype.kind == "O":
+        y = np.array([str(np.ravel(cell)[0]) for cell in y.reshape(-1)])
+    return np.char.strip(y.reshape(-1)) if y.dtype.kind == "U" else y.reshape(-1)
 
 
 def _one_of(found: Mapping[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray | None:
