@@ -1,0 +1,46 @@
+"""The measured section of docs/adaptation.md is made of what runs left."""
+
+import shutil
+
+import pytest
+import tiny_experiment
+from tiny_experiment import ROOT
+
+from transfer_jax.core.config import load_module
+from transfer_jax.core.errors import UserError
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    module = load_module(ROOT / "configs" / "adaptation" / "write_page.py")
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "adaptation.md", tmp_path / "docs")
+    monkeypatch.setattr(module, "DOCS", tmp_path / "docs")
+    return module
+
+
+def test_a_run_becomes_a_section_and_others_stay(script, digits_file, tmp_path, capsys):
+    target = {**tiny_experiment.config(digits_file)["streams"]["test"], "domain": "photo"}
+    validation = {"target": "there", "task": "digits"}
+    values = tiny_experiment.config(digits_file, {
+        "seeds": (0, 1), "streams.there": {**target, "split": "test"}, "stages.pretrain.validation": validation,
+        "stages.pretrain.evaluate": {"there": "digits"}, "stages.pretrain.eval_every": 3,
+        "report": {"title": "Digits", "streams": ("there",)}})
+    values["stages"] = {"pretrain": {**values["stages"]["pretrain"], "tags": {"method": "DANN"}}}
+    tiny_experiment.run(values, tmp_path / "runs" / "mnist_usps")
+    (tmp_path / "runs" / "mnist_usps" / "report.html").touch()  # as the command leaves it
+    page = tmp_path / "docs" / "adaptation.md"
+    page.write_text(page.read_text().partition(script.BEGIN)[0] + script.BEGIN
+                    + "<!-- run test_time -->\nof an earlier day\n\n" + script.END + "after\n")
+    script.main([str(tmp_path / "runs")])
+    text = page.read_text()
+    assert "### Digits" in text and "| DANN | " in text and "91.7" in text and "last" in text
+    assert text.index("### Digits") < text.index("of an earlier day") and text.endswith("after\n")
+    assert (tmp_path / "docs" / "figures").is_dir() and "written" in capsys.readouterr().out
+    script.main([str(tmp_path / "runs")])
+    assert page.read_text() == text
+
+
+def test_an_empty_folder_is_told(script, tmp_path):
+    with pytest.raises(UserError, match="no finished run"):
+        script.main([str(tmp_path)])
