@@ -247,14 +247,3 @@ def test_domains_that_are_alike_get_nearly_equal_weights():
     source, target = rng.normal(size=(400, 2)), rng.normal(size=(400, 2))
     for name in ("rulsif", "domain-classifier"):
         assert WEIGHTS[name](source, target, KEY)[1]["effective_share"] > 0.9, name
-
-
-def test_beside_adapt_where_it_is_installed():
-    adapt = pytest.importorskip("adapt.instance_based", reason="compares with adapt, which is not installed here")
-    source, target = drawn(80, 60, 2)
-    theirs = adapt.KLIEP(algo="FW", kernel="rbf", gamma=0.5, random_state=0)
-    their_weights = theirs.fit_weights(source, target)
-    _, metrics = kliep(source, target, bandwidth=1.0)
-    mine = metrics["objective"]
-    j = np.log(np.exp(-0.5 * cdist(target, theirs.centers_, "sqeuclidean")) @ theirs.alphas_).mean()
-    assert np.isfinite(their_weights).all() and mine >= j - 1e-3
