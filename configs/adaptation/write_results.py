@@ -2,8 +2,8 @@
 
     python configs/adaptation/write_results.py RUNS
 
-RUNS holds one folder for each section (office_nn1, office_gfk10, office_svm, amazon, amazon_labelled), each with the
-`adapt.json` of the command that the page shows. Sections that are not there are left out.
+RUNS holds one folder for each command that the page shows (office_nn1, office_tca, office_gfk10, office_svm, amazon,
+amazon_labelled) with its `adapt.json`. Tables whose run is not there are left out.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ TITLES = {
     "amazon": "Amazon reviews, 400 words, logistic regression: accuracy %",
     "amazon_labelled": "the same with 25 labelled target reviews of each class: accuracy % on the others",
 }
+OTHERS = "office_tca"  # its methods join the table of office_nn1
 MARK = "<!-- {} -->"
 LIMIT = 2.0  # points of difference from which a cell is set in bold
 
@@ -56,6 +57,12 @@ def read_run(path: Path) -> Run:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not what `adapt --output` writes with labelled targets ({error})") from error
     return Run(accuracy, seconds, methods)
+
+
+def joined(run: Run, other: Run) -> Run:
+    """One run of the methods of both, the other's where both have one."""
+    accuracy = {pair: {**found, **other.accuracy.get(pair, {})} for pair, found in run.accuracy.items()}
+    return Run(accuracy, {**run.seconds, **other.seconds}, tuple(dict.fromkeys((*run.methods, *other.methods))))
 
 
 def compared(run: Run, published: Mapping[str, Any], title: str) -> str:
@@ -125,7 +132,10 @@ def gains(runs: Mapping[str, Run]) -> bytes:
 def main(arguments: Sequence[str]) -> int:
     """Writes the page; a UserError if the folder holds none of the runs."""
     folder = Path(arguments[0]) if len(arguments) == 1 else Path()
-    runs = {name: read_run(folder / name / "adapt.json") for name in TITLES if (folder / name / "adapt.json").is_file()}
+    runs = {name: read_run(folder / name / "adapt.json") for name in (*TITLES, OTHERS)
+            if (folder / name / "adapt.json").is_file()}
+    if "office_nn1" in runs and OTHERS in runs:
+        runs["office_nn1"] = joined(runs["office_nn1"], runs.pop(OTHERS))
     if not runs:
         raise UserError(f"{folder} holds no run ({', '.join(TITLES)}); docs/adaptation_classical.md shows the commands")
     published = json.loads(PUBLISHED.read_text())

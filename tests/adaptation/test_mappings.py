@@ -210,7 +210,7 @@ def test_jda_without_classes_is_tca_and_bda_has_both_as_its_ends():
     z = {}
     for name, options in (("tca", {}), ("jda", {"iterations": 2}), ("bda", {"iterations": 2, "balance": 0.5}),
                           ("bda0", {"iterations": 2, "balance": 0.0})):
-        mapping = MAPPINGS[name[:3]](given, dimensions=3, **options)
+        mapping = MAPPINGS[name[:3]](given, dimensions=3, unit=True, **options)
         x = np.concatenate([mapping.of_source(given.source), mapping.of_target(given.target)])
         z[name] = cdist(x, x)
     np.testing.assert_allclose(z["bda"], z["jda"], atol=1e-7, err_msg="equal weights are JDA: L has norm one anyway")

@@ -46,15 +46,17 @@ def kliep(source: Array, target: Array, key: jax.Array | None = None, *, bandwid
     near = squared_distances(jnp.asarray(target[order]), middle), squared_distances(jnp.asarray(source), middle)
     if bandwidth is None:
         bandwidth = _cross_validated(near, scale * np.array(FACTORS), folds) if len(target) > 1 else scale
-    proportions, at_target, at_source, gap = _fitted(*near, jnp.asarray(bandwidth), tolerance, steps)
+    proportions, at_target, at_source, gap = fit_proportions(*near, jnp.asarray(bandwidth), tolerance, steps)
     weights = np.asarray(at_source @ proportions)
     objective = float(jnp.log(at_target @ proportions + TINY).mean())
     return finished(weights, bandwidth=bandwidth, objective=objective, gap=gap)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def _fitted(to_target: jax.Array, to_source: jax.Array, bandwidth: jax.Array, tolerance: float,
-            steps: int) -> tuple[jax.Array, ...]:
+def fit_proportions(to_target: jax.Array, to_source: jax.Array, bandwidth: jax.Array, tolerance: float,
+                    steps: int) -> tuple[jax.Array, ...]:
+    """Proportions [L] for squared distances [n_t, L] and [n_s, L] to the centers, kernels of mean one over the source
+    [n_t, L] and [n_s, L], and a bound on how far the objective is from its largest value."""
     at_target, at_source = _mixture(to_target, to_source, bandwidth)
     proportions, gap = _proportions(at_target, jnp.full(len(at_target), 1 / len(at_target)), tolerance, steps)
     return proportions, at_target, at_source, gap
