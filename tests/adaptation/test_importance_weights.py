@@ -127,7 +127,8 @@ def test_kliep_satisfies_its_optimality_conditions(n_s, n_t, d, bandwidth):
     with jax.enable_x64(True):
         near = (squared_distances(jnp.asarray(x), jnp.asarray(centers)) for x in (target, source))
         proportions, *_ = fit_proportions(*near, jnp.asarray(bandwidth), 1e-6, 20000)
-    a = np.asarray(proportions) / at_source.mean(0)
+        proportions = np.asarray(proportions)
+    a = proportions / at_source.mean(0)
     np.testing.assert_allclose(at_source @ a, weights, rtol=1e-6, atol=1e-9)
     assert a.min() >= 0 and (at_source @ a).mean() == pytest.approx(1, abs=1e-9)
     # The slope of the objective by a_l is at most the multiplier of the constraint, 1, times that of the constraint,
@@ -230,6 +231,19 @@ def test_domain_classifier_finds_a_ratio_of_its_family():
     weights, metrics = WEIGHTS["domain-classifier"](source, target, KEY)
     assert np.corrcoef(np.log(weights), np.log(true_ratio(source, spread=1.0)))[0, 1] > 0.95
     assert 0.6 < metrics["accuracy"] < 0.8  # the best possible is Phi(0.7 sqrt(2) / 2) = 0.69
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize(("n_s", "n_t"), [(1, 1), (1, 5), (5, 1), (2, 2), (2, 7), (3, 4)])
+def test_very_few_examples(name, n_s, n_t):
+    source, target = drawn(n_s, n_t, 2)
+    if name == "domain-classifier" and min(n_s, n_t) < 2:
+        with pytest.raises(UserError, match="two examples"):
+            WEIGHTS[name](source, target, KEY)
+    else:
+        weights, _ = WEIGHTS[name](source, target, KEY)
+        assert np.isfinite(weights).all() and weights.mean() == pytest.approx(1)
 
 
 def test_settings_that_cannot_be():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from sklearn.linear_model import LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from transfer_jax.adaptation.domains import two_domains
@@ -25,7 +25,8 @@ def domain_classifier(source: Array, target: Array, key: jax.Array | None = None
         source, target: [n_s, d] and [n_t, d], two examples or more each.
         key: draws the folds; None: 0.
         largest: ratios are cut to [1/largest, largest].
-        penalties: of scikit-learn's `LogisticRegression(C=1 / penalty)` on features with mean 0 and variance 1.
+        penalties: of scikit-learn's `LogisticRegression(C=1 / penalty)` on features with mean 0 and variance 1; with
+            two examples in a domain none can be chosen, and it is 1.
 
     Returns:
         Weights float64 [n_s] with mean one, and metrics: accuracy (of telling the domains apart, balanced: 0.5 means
@@ -44,8 +45,13 @@ def domain_classifier(source: Array, target: Array, key: jax.Array | None = None
     both = (both - both.mean(0)) / np.where(deviation > 0, deviation, 1)
     domain = np.repeat([0, 1], [len(source), len(target)])
     splits = StratifiedKFold(folds, shuffle=True, random_state=_seed(key))
-    model = LogisticRegressionCV(Cs=[1 / penalty for penalty in penalties], cv=folds, scoring="neg_log_loss",
-                                 l1_ratios=(0.0,), use_legacy_attributes=False, max_iter=2000)
+    fewest = min(len(source), len(target))
+    inside = min(folds, fewest - -(-fewest // folds))  # of the smaller domain, as many are fitted to at least
+    if inside < 2:
+        model = LogisticRegression(C=1.0, max_iter=2000)
+    else:
+        model = LogisticRegressionCV(Cs=[1 / penalty for penalty in penalties], cv=inside, scoring="neg_log_loss",
+                                     l1_ratios=(0.0,), use_legacy_attributes=False, max_iter=2000)
     logits = cross_val_predict(model, both, domain, cv=splits, method="decision_function")
     prior = np.log(len(source) / len(target))
     right = [(logits[domain == 0] < -prior).mean(), (logits[domain == 1] > -prior).mean()]
