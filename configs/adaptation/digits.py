@@ -3,6 +3,19 @@
     python -m transfer_jax.train --config configs/adaptation/digits.py:pair=mnist_usps --workdir runs/mnist_usps
     python -m transfer_jax.train --config configs/adaptation/digits.py:pair=usps_mnist --workdir runs/usps_mnist
     python -m transfer_jax.train --config configs/adaptation/digits.py:pair=mnist_mnistm --workdir runs/mnist_mnistm
+
+Measured for MNIST to USPS with the small budget (a LeNet of 8 and 16 channels, 400 steps of 32 + 32 digits) on two CPU
+cores beside other work, in 30 min with three seeds: the source alone answers 0.559 ± 0.032 of USPS's test digits, MCC
+0.886 ± 0.027, SHOT and MDD 0.856, BNM 0.852, DANN 0.831 ± 0.030, moments and kernels 0.742 (CMD) to 0.838 (DSAN),
+AdaBN 0.791 ± 0.032 without training. DANN with statistics of normalisation for each domain has 0.850 ± 0.004.
+FlexMatch breaks down (0.311 ± 0.359): its thresholds begin near 0, where almost everything is taught, and 400 steps are
+its whole life. The learned shift of domains, on Deep CORAL with slowed gradients of the source, does not help here
+(0.754 ± 0.071, Deep CORAL alone 0.765 ± 0.034). Published values are of 50,000 steps of a wider network and lie 6 to 27
+points higher; the order is alike (MCC, MDD, CDAN before DANN before DAN and JAN), ADDA aside, which has half of the
+steps here.
+
+Weights and rates were set once and not searched. Not measured: the full budget, for want of an accelerator, and the
+other two pairs.
 """
 
 from __future__ import annotations

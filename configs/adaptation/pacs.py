@@ -20,7 +20,7 @@ CHOSEN = "source only+DANN+CDAN+DAN+Deep CORAL+MCC+information+self-ensembling+S
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """`pair`: source_target of DOMAINS (art for art_painting); `recipes`: names of RECIPES joined by '+'; `steps` of
     each recipe, `seeds` (how many). All images of the target are seen without labels, and all score, as is usual."""
-    args = parse_arg(arg, pair="photo_sketch", recipes=CHOSEN, steps=150, seeds=3)
+    args = parse_arg(arg, pair="photo_sketch", recipes=CHOSEN, steps=100, seeds=3)
     names = [{"art": "art_painting"}.get(name, name) for name in args.pair.split("_")]
     if len(names) != 2:
         raise unknown("pair", args.pair, ("photo_sketch", "art_cartoon"), repr(arg))

@@ -15,14 +15,16 @@ NORMS = "backbone/(.*/)?bn[^/]*/(scale|bias)"
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """`network`: resnet20 or resnet32; `batch_size` of a test batch; `seeds`: how many orders of the pictures."""
-    args = parse_arg(arg, network="resnet20", batch_size=200, seeds=3)
+    """`network`: resnet20 or resnet32; `images` of each class, drawn anew for each of `seeds`; 1000: all there are;
+    `batch_size` of a test batch."""
+    args = parse_arg(arg, network="resnet20", images=200, batch_size=200, seeds=3)
     file, backbone, shown = SOURCES[args.network]
     jpeg = dict(data=dict(kind="arrays", path=str(jpegs()), class_names=CLASSES), domain="jpeg",
                 batch_size=args.batch_size, **shown)
+    chosen = dict(per_class=f"[:{args.images}]")
     lossless = dict(kind="arrays", path=str(DATA / "cifar10_lossless" / "cifar10_lossless.npz"), class_names=CLASSES,
                     arrays=dict(test_image="x_test", test_label="y_test"))
-    streams = dict(jpeg=jpeg, lossless=dict(jpeg, data=lossless, split="test", domain="lossless"))
+    streams = dict(jpeg=dict(jpeg, **chosen), lossless=dict(jpeg, data=lossless, split="test", domain="lossless"))
     reads = dict(stream="jpeg", head="classify")
     online = dict(online=dict(kind="online_accuracy", **reads))
     tent = dict(entropy=dict(kind="entropy", **reads), **online)
@@ -41,12 +43,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     stages = dict(
         source=stage("as published", init="fresh"),
         adabn=stage("AdaBN", **refit("norm_statistics")),
-        mixed=stage("AdaBN, half the source's", **refit("norm_statistics", prior=10000.0)),
+        mixed=stage("AdaBN, half the source's", **refit("norm_statistics", prior=10.0 * args.images)),
         t3a=stage("T3A", **refit("prototypes", head="classify")),
         tent=stage("TENT", objective=dict(terms=tent), **moving),
         shot=stage("SHOT", objective=dict(terms=clusters), **dict(
-            moving, epochs=2, measure_every=5000 // args.batch_size, optimizer=dict(kind="sgd", momentum=0.9),
-            lr=1e-3, groups=dict(body={}), partition=(("heads/.*", "frozen"), (".*", "body")))))
+            moving, epochs=3, measure_every=10 * args.images // args.batch_size,
+            optimizer=dict(kind="sgd", momentum=0.9), lr=1e-3, groups=dict(body={}), partition=(("heads/.*", "frozen"), (".*", "body")))))
     return ml_collections.ConfigDict(dict(
         name=f"test_time-{args.network}", seeds=tuple(range(args.seeds)), streams=streams, stages=stages,
         model=dict(backbones=dict(backbone=backbone), heads=dict(classify=dict(kind="linear"))),

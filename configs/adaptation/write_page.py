@@ -27,6 +27,8 @@ BEGIN, END = "<!-- measured -->\n", "<!-- end of measured -->\n"
 # Name of a run -> the config whose docstring tells of it; the first of several runs of one config shows the text.
 CONFIGS = {"mnist_usps": "digits", "usps_mnist": "digits", "mnist_mnistm": "digits", "photo_sketch": "pacs",
            "test_time": "test_time", "selection_bias": "selection_bias", "generalization": "generalization"}
+TITLES = {"mnist_usps": "Digits: MNIST to USPS", "usps_mnist": "Digits: USPS to MNIST",
+          "mnist_mnistm": "Digits: MNIST to MNIST-M", "photo_sketch": "PACS: photographs to sketches"}
 # Accuracy in percent that tllib's table of digits gives (its git history, commit c607113^; 50,000 steps of batch 128,
 # the best epoch chosen by target labels): MNIST to USPS, USPS to MNIST.
 PUBLISHED = {"source only": (82.1, 74.6), "DANN": (91.7, 95.2), "DAN": (86.0, 89.5), "JAN": (84.0, 86.8),
@@ -41,7 +43,8 @@ def section(name: str, folder: Path, with_text: bool) -> str:
     table = pivot(runs, layout(runs))
     text = (ast.get_docstring(ast.parse((HERE / f"{CONFIGS[name]}.py").read_text())) or "") if with_text else ""
     first, _, rest = text.partition("\n\n")
-    parts = [f"### {table.layout.title}", " ".join(first.split()), rest, *map(to_markdown, score_tables(runs, table))]
+    parts = [f"### {TITLES.get(name, table.layout.title)}", " ".join(first.split()), rest,
+             *map(to_markdown, score_tables(runs, table))]
     if name in COLUMN:
         parts.append(to_markdown(published(table, COLUMN[name])))
     found = choices.read_choices(runs, table.layout)

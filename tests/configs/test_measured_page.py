@@ -34,8 +34,8 @@ def test_a_run_becomes_a_section_and_others_stay(script, digits_file, tmp_path, 
                     + "<!-- run test_time -->\nof an earlier day\n\n" + script.END + "after\n")
     script.main([str(tmp_path / "runs")])
     text = page.read_text()
-    assert "### Digits" in text and "| DANN | " in text and "91.7" in text and "last" in text
-    assert text.index("### Digits") < text.index("of an earlier day") and text.endswith("after\n")
+    assert "### Digits: MNIST to USPS" in text and "| DANN | " in text and "91.7" in text and "last" in text
+    assert text.index("### Digits: MNIST") < text.index("of an earlier day") and text.endswith("after\n")
     assert (tmp_path / "docs" / "figures").is_dir() and "written" in capsys.readouterr().out
     script.main([str(tmp_path / "runs")])
     assert page.read_text() == text

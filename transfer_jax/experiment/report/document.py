@@ -17,7 +17,7 @@ from transfer_jax.experiment.report.tables import Table
 
 MOST_CURVES = 12
 MOST_LINES = 14
-MOST_BARS = 30
+MOST_BARS = 40
 MOST_MISTAKES = 24
 MOST_DETAILS = 3
 MOST_EMBEDDINGS = 2
