@@ -46,9 +46,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         mixed=stage("AdaBN, half the source's", **refit("norm_statistics", prior=10.0 * args.images)),
         t3a=stage("T3A", **refit("prototypes", head="classify")),
         tent=stage("TENT", objective=dict(terms=tent), **moving),
-        shot=stage("SHOT", objective=dict(terms=clusters), **dict(
-            moving, epochs=3, measure_every=10 * args.images // args.batch_size,
-            optimizer=dict(kind="sgd", momentum=0.9), lr=1e-3, groups=dict(body={}), partition=(("heads/.*", "frozen"), (".*", "body")))))
+        shot=stage("SHOT", objective=dict(terms=clusters), epochs=3, lr=1e-3, groups=dict(body={}),
+                   measure_every=10 * args.images // args.batch_size, optimizer=dict(kind="sgd", momentum=0.9),
+                   partition=(("heads/.*", "frozen"), (".*", "body"))))
     return ml_collections.ConfigDict(dict(
         name=f"test_time-{args.network}", seeds=tuple(range(args.seeds)), streams=streams, stages=stages,
         model=dict(backbones=dict(backbone=backbone), heads=dict(classify=dict(kind="linear"))),
