@@ -11,7 +11,7 @@ from transfer_jax.objectives.interior_point import minimize_over_weights
 
 
 def mgda(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = None) -> Ruled:
-    """The shortest vector in the convex hull of the gradients (MGDA; Désidéri 2012; Sener & Koltun 2018, eq. 4).
+    """The shortest vector in the convex hull of the gradients (MGDA; Désidéri 2012; Sener & Koltun 2018, section 3.1).
 
     No task's loss grows along it to first order: d . g_i >= |d|^2. It follows short gradients, and is 0 where one of
     them is 0. Residual: the duality gap max_i (|d|^2 - d . g_i) / min_i |g_i|^2; float32 reaches about 1e-6.
@@ -43,7 +43,7 @@ def mgda(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = None
 
 def cagrad(gradients: jax.Array, key: jax.Array, *, radius: float = 0.5, tolerance: float | None = None) -> Ruled:
     """Within `radius` |g0| of the mean gradient g0, the vector that serves the worst task best: max_d min_i d . g_i
-    (CAGrad; Liu et al. 2021, eq. 3, algorithm 1).
+    (CAGrad; Liu et al. 2021, section 3 and algorithm 1).
 
     The dual: with g_w = sum_i w_i g_i and w on the simplex, min_w g_w . g0 + radius |g0| |g_w|, and then
     d = g0 + radius |g0| g_w / |g_w|. It is not divided by 1 + radius^2, as some do; radius 0 is the mean of the
@@ -65,23 +65,48 @@ def cagrad(gradients: jax.Array, key: jax.Array, *, radius: float = 0.5, toleran
     to_mean = jnp.mean(products, axis=1)
     mean_norm = jnp.sqrt(jnp.maximum(jnp.mean(to_mean), 0.0))
     reach = radius * mean_norm
-    # A rounded corner where g_w = 0; the vector stays within the radius, and the gap counts what that costs.
-    corner = 1e-3 * jnp.finfo(dtype).eps ** 0.5
-
-    def length(w: jax.Array) -> jax.Array:
-        return jnp.sqrt(jnp.maximum(w @ products @ w, 0.0) + corner**2)
-
-    def derivatives(w: jax.Array) -> tuple[jax.Array, jax.Array]:
-        along, norm = products @ w, length(w)
-        return to_mean + reach * along / norm, reach * (products / norm - jnp.outer(along, along) / norm**3)
-
-    w = minimize_over_weights(derivatives, jnp.full(tasks, 1 / tasks, dtype), jnp.ones(tasks, dtype))
-    w = w / jnp.sum(w)
-    slopes = to_mean + reach * (products @ w) / length(w)
-    bound = w @ to_mean + reach * jnp.sqrt(jnp.maximum(w @ products @ w, 0.0))
+    w, length = _at_radius(products, to_mean, reach)
+    # Where the gradients oppose each other, g_w is about 0 and its direction rounding: the gap says what that costs.
+    share = reach / jnp.maximum(length, jnp.finfo(dtype).eps)
+    slopes = to_mean + share * (products @ w)
+    bound = w @ to_mean + reach * length
     gap = (bound - jnp.min(slopes)) / jnp.where(mean_norm > 0, mean_norm, 1.0)
-    weights = 1 / tasks + reach * w / length(w)
+    weights = 1 / tasks + share * w
     return reported(combined(of.units, weights * of.norms), jnp.maximum(gap, 0.0), tolerance)
+
+
+def _at_radius(products: jax.Array, to_mean: jax.Array, reach: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """argmin_w to_mean . w + reach |g_w| on the simplex, and |g_w|.
+
+    The length has a corner at 0, so it is searched for: w(p) = argmin to_mean . w + p |g_w|^2 / 2 is the solution for
+    the penalty p at which p |g_w(p)| = reach, and p |g_w(p)| grows with p. The penalty is bisected in its logarithm
+    between reach, since |g_w| <= 1, and 1 / eps, where g_w is 0 but for rounding.
+
+    Args:
+      products: [T, T], K with its largest entry 1.
+      to_mean: [T], K 1 / T.
+      reach: >= 0.
+    """
+    eps, tasks = float(jnp.finfo(products.dtype).eps), len(products)
+    start, ones = jnp.full(tasks, 1 / tasks, products.dtype), jnp.ones(tasks, products.dtype)
+
+    def solve(log_penalty: jax.Array) -> tuple[jax.Array, jax.Array]:
+        penalty = jnp.exp(log_penalty)
+        size = penalty + jnp.max(jnp.abs(to_mean)) + eps  # keeps the program of order 1
+        hessian, linear = products * (penalty / size), to_mean / size
+        w = minimize_over_weights(lambda w: (hessian @ w + linear, hessian), start, ones)
+        w = w / jnp.sum(w)
+        return w, jnp.sqrt(jnp.maximum(w @ products @ w, 0.0))
+
+    def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bracket
+        middle = (low + high) / 2
+        short = jnp.exp(middle) * solve(middle)[1] < reach
+        return jnp.where(short, middle, low), jnp.where(short, high, middle)
+
+    bracket = jnp.log(jnp.maximum(reach, eps)), jnp.full((), -jnp.log(eps), products.dtype)
+    low, high = jax.lax.fori_loop(0, 44 if eps < 1e-10 else 26, halve, bracket)
+    return solve((low + high) / 2)
 
 
 def upgrad(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = None) -> Ruled:
@@ -103,7 +128,7 @@ def upgrad(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = No
 
 def dual_proj(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = None) -> Ruled:
     """The mean of the gradients, projected onto the vectors that conflict with none: the closest d to it with
-    d . g_i >= 0 for all i (Lopez-Paz & Ranzato 2017, GEM, eq. 8 and 11, with the mean in place of the new task's).
+    d . g_i >= 0 for all i (Lopez-Paz & Ranzato 2017, GEM, section 3, with the mean in place of the new task's).
 
     Residual: see `_onto_dual_cone`; float32 reaches about 1e-5.
 

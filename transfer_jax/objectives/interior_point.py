@@ -87,7 +87,7 @@ def _step(derivatives: Derivatives, e: jax.Array, point: Point) -> Point:
     centring = (left / mean) ** 3
     final = direction(centring * mean - affine.w * affine.s)
     length = jnp.minimum(1.0, 0.99 * _longest(point, final))
-    return Point(*(old + length * change for old, change in zip(point, final, strict=True)))
+    return jax.tree.map(lambda old, change: old + length * change, point, final)
 
 
 def _longest(point: Point, change: Point) -> jax.Array:
