@@ -11,6 +11,7 @@ from transfer_jax.core.errors import UserError
 from transfer_jax.objectives import COMBINATION_PARAMETERS, COMBINATIONS, GRADIENT_RULES, TERMS, balancing
 from transfer_jax.objectives.balancing import fixed, initial_log_variances, uncertainty
 from transfer_jax.objectives.statistics import STATISTICS
+from transfer_jax.objectives.wiring import PER_STREAM, SHARED
 
 LOSSES = {"digits": jnp.float32(1.5), "depth": jnp.float32(0.2)}
 KINDS = {"digits": "classification", "depth": "regression"}
@@ -104,12 +105,13 @@ def test_pcgrad_is_a_pure_function_of_its_key_and_the_order_matters():
 
 
 def test_registered_terms_name_known_quantities_and_have_defaults_for_users():
-    known = {"logits", "labels", "label_probs", "weights", "features", "parameters", "initial_parameters",
-             "apply_head", "progress", "key", "start_logits", "start_features", *STATISTICS}
+    needed = {("irm_penalty", "count"), ("risk_variance", "count"), ("group_dro", "count")}  # no default would be right
     for name, term in TERMS.items():
         for parameter in inspect.signature(term).parameters.values():
             if parameter.kind is parameter.KEYWORD_ONLY:
-                assert parameter.default is not parameter.empty, (name, parameter.name)
+                assert parameter.default is not parameter.empty or (name, parameter.name) in needed, parameter.name
             else:
-                assert parameter.name.removeprefix("source_").removeprefix("target_") in known, (name, parameter.name)
+                known = parameter.name in (*SHARED, *STATISTICS) or any(
+                    parameter.name == quantity or parameter.name.endswith(f"_{quantity}") for quantity in PER_STREAM)
+                assert known, (name, parameter.name)
     assert set(COMBINATION_PARAMETERS) <= set(COMBINATIONS)

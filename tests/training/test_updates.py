@@ -83,6 +83,14 @@ def test_the_sum_rule_equals_the_joint_loss_and_pcgrad_runs(digits_file):
     np.testing.assert_allclose(runs["pcgrad"].metrics["loss"], runs["sum"].metrics["loss"], atol=1e-3)
 
 
+@pytest.mark.parametrize("kind, metric", [("upgrad", "combination_residual"), ("random_weights", "weight_smooth"),
+                                          ("impartial_losses", "weight_smooth")])
+def test_a_combination_trains_and_its_metrics_are_logged(digits_file, kind, metric):
+    terms = {"digits": DIGITS, "smooth": {**DIGITS, "label_smoothing": 0.2}}
+    found = trained(single(digits_file, {"objective": {"terms": terms, "combine": {"kind": kind}}, "steps": 3}))
+    assert np.isfinite(found.metrics["loss"]).all() and np.isfinite(found.metrics[metric]).all()
+
+
 def test_learned_weights_move_toward_their_optimum(digits_file):
     stage = {"objective": {"terms": {"digits": DIGITS}, "combine": {"kind": "uncertainty"}}, "steps": 20, "lr": 0.02}
     found = trained(single(digits_file, stage))

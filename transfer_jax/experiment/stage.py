@@ -280,13 +280,16 @@ def _bind_update(update: UpdateSpec, terms: list[Term], parts: Partition, assemb
 def _bind_combination(combine: Component, terms: list[Term], where: str) -> Callable:
     registry = COMBINATIONS | {name: None for name in GRADIENT_RULES}
     if combine.kind not in COMBINATION_PARAMETERS:
-        function = bind(registry, combine, "combination", where, supplied=("losses",))
-        return lambda losses, params: function(losses)
+        function = bind(registry, combine, "combination", where, supplied=("losses", "key"))
+        if "key" in inspect.signature(function).parameters:
+            return lambda losses, params, key: function(losses, key)
+        return lambda losses, params, key: function(losses)
     _check_initial(combine, where)
-    kinds = {term.name: "regression" if term.task_kind == "regression" else "classification" for term in terms}
     function = COMBINATIONS[combine.kind]
-    return lambda losses, params: function(
-        losses, {name: params[f"{COMBINING}/{name}"] for name in losses}, kinds)
+    if "kinds" in inspect.signature(function).parameters:
+        kinds = {term.name: "regression" if term.task_kind == "regression" else "classification" for term in terms}
+        function = functools.partial(function, kinds=kinds)
+    return lambda losses, params, key: function(losses, {name: params[f"{COMBINING}/{name}"] for name in losses})
 
 
 def _check_initial(combine: Component, where: str) -> None:

@@ -12,9 +12,19 @@ from transfer_jax.objectives.clusters import cluster_cross_entropy
 from transfer_jax.objectives.conditional import conditional_adversarial
 from transfer_jax.objectives.discrepancy import classifier_discrepancy, margin_disparity
 from transfer_jax.objectives.distillation import co_tuning, delta, distillation, features_to_start
+from transfer_jax.objectives.fair_weights import fairgrad, nash_mtl
 from transfer_jax.objectives.feature_norms import feature_norm
 from transfer_jax.objectives.generalization import group_dro, irm_penalty, risk_variance
+from transfer_jax.objectives.gradient_directions import aligned_mtl, conflict_free, imtl_g
+from transfer_jax.objectives.gradient_surgery import grad_drop
+from transfer_jax.objectives.gradient_weights import cagrad, dual_proj, mgda, upgrad
 from transfer_jax.objectives.kernel_means import joint_mmd, local_mmd, mmd
+from transfer_jax.objectives.loss_weights import (
+    geometric_mean,
+    impartial_losses,
+    random_weights,
+    smooth_tchebycheff,
+)
 from transfer_jax.objectives.open_set import open_set_adversarial
 from transfer_jax.objectives.regularizers import entropy, ewc, information_maximization, l2_norm, l2_to_start
 from transfer_jax.objectives.self_training import (
@@ -86,11 +96,31 @@ TERMS = {
     "group_dro": group_dro,
 }
 
-# Losses by name -> (total, metrics).
-COMBINATIONS = {"fixed": fixed, "uncertainty": uncertainty}
+# Losses by name -> (total, metrics). One with a parameter `key` also gets a random key.
+COMBINATIONS = {
+    "fixed": fixed,
+    "uncertainty": uncertainty,
+    "random_weights": random_weights,
+    "geometric_mean": geometric_mean,
+    "smooth_tchebycheff": smooth_tchebycheff,
+    "impartial_losses": impartial_losses,
+}
 
 # Rules that learn: names of terms -> their parameters at the start, which live under `objective/`.
-COMBINATION_PARAMETERS = {"uncertainty": initial_log_variances}
+COMBINATION_PARAMETERS = {"uncertainty": initial_log_variances, "impartial_losses": initial_log_variances}
 
-# Gradients of the tasks [T, P] and a key -> one gradient [P].
-GRADIENT_RULES = {"sum": sum_gradients, "pcgrad": pcgrad}
+# Gradients of the tasks [T, P] and a key -> one gradient [P], or (gradient, dict of metrics).
+GRADIENT_RULES = {
+    "sum": sum_gradients,
+    "pcgrad": pcgrad,
+    "mgda": mgda,
+    "cagrad": cagrad,
+    "upgrad": upgrad,
+    "dual_proj": dual_proj,
+    "nash_mtl": nash_mtl,
+    "fairgrad": fairgrad,
+    "imtl_g": imtl_g,
+    "config": conflict_free,
+    "aligned_mtl": aligned_mtl,
+    "grad_drop": grad_drop,
+}

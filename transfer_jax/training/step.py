@@ -36,7 +36,10 @@ class Side(NamedTuple):
     carried: dict[str, Any]
 
 
-Combine = Callable[[dict[str, jax.Array], Mapping[str, jax.Array]], tuple[jax.Array, dict[str, jax.Array]]]
+# Losses, moving and held leaves, key -> total and metrics.
+Combine = Callable[[dict[str, jax.Array], Mapping[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+# Gradients [T, P], key -> gradient [P], or that and metrics.
+GradientRule = Callable[[jax.Array, jax.Array], jax.Array | tuple[jax.Array, dict[str, jax.Array]]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Update:
     groups: frozenset[str]
     repeats: int
     combine: Combine | None
-    gradient_rule: Callable[[jax.Array, jax.Array], jax.Array] | None
+    gradient_rule: GradientRule | None
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -198,7 +201,7 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
         if update.gradient_rule is not None:
             metrics["loss"] = sum(values.values())
             return jnp.stack(list(values.values())), (metrics, side)
-        total, extra = update.combine(values, {**held, **moving})
+        total, extra = update.combine(values, {**held, **moving}, jax.random.fold_in(key, 1))
         return total, ({**metrics, **extra, "loss": total}, side)
 
     grads, metrics, side = _gradients(program, update, losses, moving, Side(state.batch_stats, state.carried), batches,
@@ -254,7 +257,9 @@ def _ruled_gradients(update: Update, losses: Callable, moving: Flat, side: Side,
     per_task = jax.vmap(lambda direction: pull(direction)[0])(jnp.eye(len(values), dtype=values.dtype))
     _, unravel = jax.flatten_util.ravel_pytree(moving)
     matrix = jax.vmap(lambda tree: jax.flatten_util.ravel_pytree(tree)[0])(per_task)
-    return unravel(update.gradient_rule(matrix, jax.random.fold_in(key, 1))), metrics, moved
+    found = update.gradient_rule(matrix, jax.random.fold_in(key, 1))
+    gradient, extra = found if isinstance(found, tuple) else (found, {})
+    return unravel(gradient), {**metrics, **extra}, moved
 
 
 def _ema_targets(trainable: Flat, batch_stats: Any) -> Flat:
