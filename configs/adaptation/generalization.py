@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     if args.unseen not in DOMAINS:
         raise unknown("domain", args.unseen, DOMAINS, repr(arg))
     sources = [name for name in DOMAINS if name != args.unseen]
-    common = dict(image_size=(28, 28), channels=3, batch_size=96)
+    common = dict(image_size=(28, 28), channels=3, batch_size=48)
     merged = dict(kind="merge", parts=tuple(dict(DOMAINS[name], domain=name) for name in sources))
     test = {key: value for key, value in DOMAINS[args.unseen].items() if key != "split"}
     seen = {f"{name}_test": dict(data={key: value for key, value in DOMAINS[name].items() if key != "split"},
@@ -52,7 +52,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                      mix_style=dict(taps=("conv1", "conv2"), across_domains=True)))
     return ml_collections.ConfigDict(dict(
         name=f"generalization-{args.unseen}", seeds=tuple(range(args.seeds)), streams=streams, stages=stages,
-        model=dict(backbones=dict(backbone=dict(kind="lenet", dense=(500, 256), norm="batch")),
+        model=dict(backbones=dict(backbone=dict(kind="lenet", widths=(8, 16), dense=(128, 64), norm="batch")),
                    heads=dict(digits=dict(kind="linear"))),
         tasks=dict(digits=dict(kind="classification", head="digits")),
         report=dict(title=f"digits, {args.unseen} unseen", streams=("unseen", *seen), reference="all together (ERM)"),

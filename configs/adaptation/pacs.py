@@ -14,7 +14,7 @@ from transfer_jax.core.errors import unknown
 from transfer_jax.recipes import Setting
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
-CHOSEN = "source only+DANN+CDAN+DAN+Deep CORAL+MCC+information+self-ensembling+SHOT+AdaBN"
+CHOSEN = "source only+DANN+DAN+MCC+AdaBN"
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
