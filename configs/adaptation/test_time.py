@@ -3,12 +3,12 @@ and without the data that it was trained on.
 
     python -m transfer_jax.train --config configs/adaptation/test_time.py --workdir runs/test_time
 
-Measured on two CPU cores, very busy with other work, in 10 min: ResNet-20 on 2,000 JPEGs, other ones for each of 3 seeds,
-and on the lossless test images. As published it answers 0.807 ± 0.010 of the JPEGs. TENT, after one pass, 0.825 ± 0.012
-(0.793 before its steps, on the statistics of batches of 200); the JPEGs' statistics of normalisation mixed half and half
-with the stored ones 0.822 ± 0.013, T3A 0.817 ± 0.021, SHOT 0.814 ± 0.014; the JPEGs' statistics alone 0.795 ± 0.017, less
-than as published, as 2,000 images of a mild shift are worth less than the source's 50,000. On the lossless images AdaBN
-loses 4.4 points and SHOT 2.1, T3A nothing. With `images=1000` all 10,000 are used; not measured.
+Measured on two CPU cores, very busy with other work, in 10 min: ResNet-20 on 2,000 JPEGs, other ones for each of 3
+seeds, and on the lossless test images. As published it answers 0.807 ± 0.010 of the JPEGs. TENT, after one pass, 0.825
+± 0.012 (0.793 in that pass, each batch of 200 before the step on it); the JPEGs' statistics of normalisation mixed half
+and half with the stored ones 0.822 ± 0.013, T3A 0.817 ± 0.021, SHOT 0.814 ± 0.014; the JPEGs' statistics alone 0.795 ±
+0.017, less than as published: 2,000 images of a mild shift are worth less than the source's 50,000. On the lossless
+images AdaBN loses 4.4 points and SHOT 2.1, T3A nothing. With `images=1000` all 10,000 are used; not measured.
 """
 
 from __future__ import annotations
