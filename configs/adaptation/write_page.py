@@ -26,7 +26,7 @@ DOCS = HERE.parents[1] / "docs"
 BEGIN, END = "<!-- measured -->\n", "<!-- end of measured -->\n"
 # Name of a run -> the config whose docstring tells of it; the first of several runs of one config shows the text.
 CONFIGS = {"mnist_usps": "digits", "usps_mnist": "digits", "mnist_mnistm": "digits", "test_time": "test_time",
-            "selection_bias": "selection_bias", "generalization": "generalization"}
+           "selection_bias": "selection_bias", "generalization": "generalization"}
 TITLES = {"mnist_usps": "Digits: MNIST to USPS", "usps_mnist": "Digits: USPS to MNIST",
           "mnist_mnistm": "Digits: MNIST to MNIST-M"}
 # Accuracy in percent that tllib's table of digits gives (its git history, commit c607113^; 50,000 steps of batch 128,
