@@ -36,7 +36,7 @@ BUDGETS = {"full": (dict(widths=(20, 50), dense=(500, 256)), 50_000, 128),
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """`pair`; `recipes`: names of RECIPES joined by '+', none: all; `budget`: small or full; `steps`: of each recipe,
+    """`pair`; `recipes`: names of RECIPES joined by '/', none: all; `budget`: small or full; `steps`: of each recipe,
     0: those of the budget; `seeds`: how many."""
     args = parse_arg(arg, pair="mnist_usps", recipes="", budget="small", steps=0, seeds=3)
     for name, options in (("pair", PAIRS), ("budget", BUDGETS)):

@@ -22,14 +22,14 @@ RECIPES = {
     "AFN": "afn", "entropy": "minimum_entropy", "information": "information_maximization", "MCC": "mcc", "BNM": "bnm",
     "pseudo labels": "pseudo_label", "FixMatch": "fixmatch", "FlexMatch": "fixmatch(curriculum=True)",
     "mean teacher": "mean_teacher", "self-ensembling": "self_ensemble",
-    "DANN, norms apart": "dsbn", "learned shift": "domain_shift",
+    "DANN with norms apart": "dsbn", "learned shift": "domain_shift",
     "AdaBN": "adabn", "T3A": "t3a", "TENT": "tent", "SHOT": "shot",
 }
 
 
 def recipes(chosen: str, where: str) -> dict[str, str]:
-    """Name -> recipe of the names joined by '+'; all of them if there are none."""
-    names = chosen.split("+") if chosen else list(RECIPES)
+    """Name -> recipe of the names joined by '/'; all of them if there are none."""
+    names = chosen.split("/") if chosen else list(RECIPES)
     for name in names:
         if name not in RECIPES:
             raise unknown("recipe", name, RECIPES, where)
