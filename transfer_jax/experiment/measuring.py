@@ -19,7 +19,7 @@ from transfer_jax.experiment.stage import ReadyStage
 from transfer_jax.models.domains import reading, statistics_of
 from transfer_jax.models.taps import find_tap
 from transfer_jax.objectives.spec import TermSpec
-from transfer_jax.objectives.statistics import StartView, Statistic
+from transfer_jax.objectives.statistics import StartView
 from transfer_jax.objectives.wiring import (
     Context,
     Term,
@@ -35,11 +35,6 @@ from transfer_jax.training.state import Flat
 from transfer_jax.training.step import weights_name
 
 BATCH = 32
-
-
-def _finished(statistic: Statistic) -> Any:
-    """What terms receive of what was measured, of all seeds."""
-    return jax.jit(jax.vmap(statistic.finish))
 
 
 class Measuring:
@@ -67,7 +62,7 @@ class Measuring:
             parts = self._pass(name).shapes(params, batch_stats)
             if statistic.each:
                 parts = jax.tree.map(functools.partial(self._of_all, term), parts)
-            found[name] = jax.eval_shape(_finished(statistic), *(parts if statistic.each else (parts,)))
+            found[name] = jax.eval_shape(self._finish(name), *(parts if statistic.each else (parts,)))
         return found | {name: weights.shape() for name, weights in self.weights.items()}
 
     def values(self, params: Flat, batch_stats: Any, renewed: bool = False) -> dict[str, Any]:
@@ -78,7 +73,12 @@ class Measuring:
         return found | {name: weights.values(params, batch_stats) for name, weights in self.weights.items()
                         if weights.spec.renewed or not renewed}
 
-    @functools.cache  # noqa: B019 - it lives as long as its stage
+    @functools.cache  # noqa: B019 - it lives as long as its stage, which asks again and again for what is renewed
+    def _finish(self, name: str) -> Any:
+        """What was measured of all seeds -> what terms receive."""
+        return jax.jit(jax.vmap(self.wanted[name][1].finish))
+
+    @functools.cache  # noqa: B019 - likewise
     def _pass(self, name: str) -> StreamPass:
         term, statistic = self.wanted[name]
 
@@ -91,7 +91,7 @@ class Measuring:
     def _value(self, name: str, params: Flat, batch_stats: Any) -> Any:
         (term, statistic), over = self.wanted[name], self._pass(name)
         if statistic.each:
-            return _finished(statistic)(*over.rows(params, batch_stats))
+            return self._finish(name)(*over.rows(params, batch_stats))
         wanted = term.spec.measured_examples  # about so many, in evenly spaced batches
         chosen = over.batches if wanted is None else min(over.batches, -(-wanted // BATCH))
         numbers = np.linspace(0, over.batches - 1, chosen).round().astype(int).tolist()
@@ -99,7 +99,7 @@ class Measuring:
         sums = functools.reduce(lambda a, b: jax.tree.map(np.add, a, b),
                                 (jax.tree.map(lambda leaf: leaf.astype(np.float64), part)
                                  for part in over.results(params, batch_stats, numbers)))
-        return _finished(statistic)(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), sums))
+        return self._finish(name)(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), sums))
 
     def _of_all(self, term: Term, part: Any) -> jax.ShapeDtypeStruct:
         size = self.assembly.stream(measured_stream(term.spec)).size
