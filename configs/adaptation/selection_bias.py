@@ -3,9 +3,10 @@ by how much they look like the unlabelled target, in training on all of them.
 
     python -m transfer_jax.train --config configs/adaptation/selection_bias.py --workdir runs/selection_bias
 
-Measured on two CPU cores, busy with other work, in 13 min (half of it KMM's quadratic program); accuracy on USPS's test
-digits over 3 seeds: all alike and as long 0.812 ± 0.025, with weights of KLIEP 0.831 ± 0.040, of a domain classifier
-0.826 ± 0.027, of RuLSIF and KMM 0.817, of uLSIF 0.816 ± 0.006. All five have a higher mean, within the intervals.
+Measured on two CPU cores, busy with other work: 50 to 60 s a stage, KMM's not known (its run was paused for minutes,
+which its seconds below hold). Accuracy on USPS's test digits over 3 seeds: all alike and as long 0.812 ± 0.025, with
+weights of KLIEP 0.831 ± 0.040, of a domain classifier 0.826 ± 0.027, of RuLSIF and KMM 0.817, of uLSIF 0.816 ± 0.006.
+All five have a higher mean, within the intervals.
 """
 
 from __future__ import annotations

@@ -101,6 +101,18 @@ def test_every_stage_of_many_recipes_is_ready_to_train(path):
         assert prepare(assembly, name).table()
 
 
+def test_every_recipe_of_the_digits_can_be_asked_for_by_its_name():
+    config = f"{ROOT / 'configs' / 'adaptation' / 'digits.py'}:budget=full,recipes="
+    names = load_module(ROOT / "configs" / "adaptation" / "pairs.py").RECIPES
+    for name in names:
+        methods = [stage.tags["method"] for stage in build(ExperimentSpec, load_config(config + name)).stages.values()
+                   if stage.tags]
+        assert methods == [name]
+    some = list(names)[:3]
+    stages = build(ExperimentSpec, load_config(config + "/".join(some))).stages.values()
+    assert {stage.tags["method"] for stage in stages if stage.tags} == set(some)
+
+
 def assert_frozen_is_unchanged(runner, spec, name, workdir):
     """What the stage froze left it exactly as it came: parameters, and statistics of layers frozen as a whole."""
     records = json.loads((workdir / "stages.json").read_text())
