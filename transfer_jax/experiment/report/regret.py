@@ -110,7 +110,8 @@ def with_choices(table: Table, advice: Sequence[Advised], evaluated: str) -> Tab
 
 
 def regret_table(advice: Sequence[Advised], lower: bool = False) -> Table:
-    """Regret of the advisor (where it tried recipes also before it did), and of taking each recipe always; a column a situation, and their mean."""
+    """Regret of the advisor (where it tried recipes, before and after), and of taking each recipe always; a column a
+    situation, and their mean."""
     always = [row for row in advice[0].tried if all(row in one.tried for one in advice)]
     tried = any(one.chosen != one.by_rule for one in advice)
     choices = {"the advisor" + ", by its rule alone" * tried: [one.by_rule for one in advice],
