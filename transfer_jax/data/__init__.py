@@ -12,6 +12,7 @@ from transfer_jax.data.preprocessing import preprocess_image, preprocessing
 from transfer_jax.data.sources.arrays import arrays_source, from_arrays
 from transfer_jax.data.sources.files import folder_source, table_source
 from transfer_jax.data.sources.merge import merge_source
+from transfer_jax.data.sources.receipts import sroie_source
 from transfer_jax.data.sources.standard import idx_source, mnistm_source, usps_source
 from transfer_jax.data.sources.tfds import tfds_source
 from transfer_jax.data.spec import StreamSpec
@@ -28,6 +29,7 @@ SOURCES = {
     "idx": idx_source,
     "usps": usps_source,
     "mnistm": mnistm_source,
+    "sroie": sroie_source,
     "merge": merge_source,
 }
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,15 @@ class Dataset:
 
     Attributes: `class_names`, the classes of `labels` in the order of their numbers (for data with masks and no
     labels: the classes of the mask); `labels`, int32 [n] read without decoding an image, or None; `domains`, int32
-    [n] or None, and `domain_names` (merged data only).
+    [n] or None, and `domain_names` (merged data only); `label_classes`, the classes of further labels of an example, by
+    their key.
     """
 
     class_names: tuple[str, ...] = ()
     labels: np.ndarray | None = None
     domains: np.ndarray | None = None
     domain_names: tuple[str, ...] = ()
+    label_classes: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} defines no length")
@@ -112,6 +115,7 @@ class View(Dataset):
     def __init__(self, parent: Dataset, rows: np.ndarray):
         self._parent, self._rows = parent, np.asarray(rows, np.int64)
         self.class_names, self.domain_names = parent.class_names, parent.domain_names
+        self.label_classes = parent.label_classes
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -146,6 +150,8 @@ class Concatenation(Dataset):
         self._parts = list(parts)
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
         self.class_names, self.domain_names = same_classes(parts), tuple(domain_names)
+        self.label_classes = {label: classes for label, classes in parts[0].label_classes.items()
+                              if all(part.label_classes.get(label) == classes for part in parts)}
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -43,7 +43,9 @@ class StreamSpec(Spec):
     follows: str | None = None
     labelled: bool = True
     batch_size: int = pydantic.Field(ge=1)
-    inputs: dict[str, str] = {"backbone": "image"}  # backbone -> the batch entry that it reads
+    # backbone -> the batch entry that it reads, or a tap of a backbone named before it ('backbone/pooled'), or several
+    # taps, with 'missing' in the place of one that is not given
+    inputs: dict[str, str | tuple[str, ...]] = {"backbone": "image"}
     augment: tuple[Component, ...] = ()
     image_size: tuple[int, int] | None = None
     resize: int | tuple[int, int] | None = None

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfer_jax.core.errors import UserError
+from transfer_jax.core.inputs import entries
 from transfer_jax.data import augment, order
 from transfer_jax.data.dataset import Dataset
 from transfer_jax.data.decoding import UnreadableImage
@@ -48,6 +50,10 @@ class Stream:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.dataset.class_names
+
+    def classes_of(self, label: str) -> tuple[str, ...]:
+        """The classes of the labels under this key of a batch."""
+        return self.dataset.label_classes.get(label, self.class_names)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -152,6 +158,13 @@ def read_example(dataset: Dataset, row: int, spec: StreamSpec, native_size: bool
         example["label"] = np.asarray(loaded["label"], np.int32)
     if spec.labelled and "mask" in loaded:
         example["mask"] = prepare_mask(loaded["mask"], description)
+    for key in entries(spec.inputs):
+        if key not in example and key not in loaded:
+            raise UserError(f"config.streams....inputs reads {key!r}, but the data have "
+                            f"{', '.join(name for name in loaded if name != 'label')}; name one of these")
+        example.setdefault(key, np.asarray(loaded.get(key)))
+    for key in dataset.label_classes if spec.labelled else ():
+        example[key] = np.asarray(loaded[key], np.int32)
     if dataset.domains is not None:
         example["domain"] = np.asarray(dataset.domains[row], np.int32)
     return example

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from transfer_jax.core.compilation import compiled
 from transfer_jax.core.errors import unknown
+from transfer_jax.core.inputs import read_inputs
 from transfer_jax.core.members import member, over_members
 from transfer_jax.core.mesh import fetch, own_slots, place_batch, shard_batch
 from transfer_jax.evaluation import METRICS
@@ -107,7 +108,7 @@ class Evaluator:
     def _answers(self, params: Any, batch_stats: Any, feed: Any, number: jax.Array) -> tuple[Any, Any, jax.Array]:
         """(batch, taps, outputs of the task's head)."""
         batch = shard_batch(self.mesh, self.stream.evaluation_batch(feed, number, self.batch_size))
-        inputs = {backbone: batch[key] for backbone, key in self.stream.spec.inputs.items()}
+        inputs = read_inputs(self.stream.spec.inputs, batch)
         domain = self.stream.spec.domain
         variables = {"params": params, "batch_stats": statistics_of(batch_stats, domain)}
         with reading(domain or None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from transfer_jax.core.errors import UserError, unknown
+from transfer_jax.core.inputs import MISSING, FromTaps, from_taps
 from transfer_jax.core.mesh import make_mesh, replicate
 from transfer_jax.core.spec import Component, lookup
 from transfer_jax.data import open_stream
@@ -101,7 +103,7 @@ class Assembly:
         streams = self.task_streams(task)
         if not TASKS[self.spec.tasks[task].kind].has_classes or not streams:
             return ()
-        found = {name: tuple(self.stream(name).class_names) for name in streams}
+        found = {name: tuple(self.stream(name).classes_of(self.spec.tasks[task].label)) for name in streams}
         first = found[streams[0]]
         for name, classes in found.items():
             if classes != first:
@@ -130,7 +132,7 @@ class Assembly:
     def outlines(self) -> dict[str, Outline]:
         """What the backbones compute, for methods that insert something into them."""
         return {name: outline_of(backbone, self.example_inputs[name]) for name, backbone in self.model.backbones.items()
-                if name in self.example_inputs}
+                if name in self.example_inputs and not isinstance(self.example_inputs[name], FromTaps)}
 
     def _sized(self, head: Component, task: str) -> Component:
         parameters = inspect.signature(lookup(HEADS, head.kind, "head", f"model.heads of task {task!r}")).parameters
@@ -142,14 +144,21 @@ class Assembly:
 
     @functools.cached_property
     def example_inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """One input [1, H, W, C] for every backbone, shaped as the first stream that feeds it."""
-        inputs: dict[str, jax.ShapeDtypeStruct] = {}
+        """One input for every backbone, such as [1, H, W, C], shaped as the first stream that feeds it; or the taps
+        that it reads, where several streams differ the most. Backbones come behind those whose taps they read."""
+        def given(found: Any) -> int:
+            return sum(name != MISSING for name in found.names) if isinstance(found, FromTaps) else found is not None
+
+        inputs: dict[str, Any] = {}
         for name, spec in self.spec.streams.items():
-            for backbone, key in spec.inputs.items():
-                if backbone not in inputs:
-                    shape, dtype = self.stream(name).example_shapes[key]
+            for backbone, source in spec.inputs.items():
+                found = from_taps(source)
+                if backbone not in inputs and found is None:
+                    shape, dtype = self.stream(name).example_shapes[source]
                     inputs[backbone] = jax.ShapeDtypeStruct((1, *shape), dtype)
-        return inputs
+                elif found is not None and given(found) > given(inputs.get(backbone)):
+                    inputs[backbone] = found
+        return in_order(inputs)
 
     @functools.cached_property
     def variable_shapes(self) -> Any:
@@ -177,9 +186,8 @@ def check_names(spec: ExperimentSpec) -> None:
             _known("stream", task.class_names_from, spec.streams, f"config.tasks.{name}")
         for metric in task.metrics:
             _known("metric", metric, METRICS, f"config.tasks.{name}.metrics")
-    for name, stream in spec.streams.items():
-        for backbone in stream.inputs:
-            _known("backbone", backbone, spec.model.backbones, f"config.streams.{name}.inputs")
+    for name in spec.streams:
+        _check_inputs(spec, name, f"config.streams.{name}.inputs")
     before: list[str] = []
     for name, stage in spec.stages.items():
         _check_stage(spec, f"config.stages.{name}", stage, before)
@@ -188,6 +196,35 @@ def check_names(spec: ExperimentSpec) -> None:
         _known("stage", spec.export, spec.stages, "config.export")
     for stream in spec.report.streams:
         _known("stream", stream, spec.streams, "config.report.streams")
+
+
+def _check_inputs(spec: ExperimentSpec, stream: str, where: str) -> None:
+    """Raises unless every backbone that is fed exists, and taps are those of backbones named before."""
+    before: list[str] = []
+    for backbone, source in spec.streams[stream].inputs.items():
+        _known("backbone", backbone, spec.model.backbones, where)
+        found = from_taps(source)
+        for part in found.parts if found is not None else ():
+            if part not in before:
+                raise UserError(f"{where}.{backbone} reads taps of {part!r}, which is not named before it (there are "
+                                f"{', '.join(before) or 'none'}); put it in front")
+        if found is not None and not found.parts:
+            raise UserError(f"{where}.{backbone} reads nothing at all; name a tap, as in 'backbone/pooled'")
+        before.append(backbone)
+
+
+def in_order(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs with those that read taps behind the parts whose taps they read."""
+    found: dict[str, Any] = {}
+    waiting = dict(inputs)
+    while waiting:
+        ready = [name for name, value in waiting.items()
+                 if not isinstance(value, FromTaps) or all(part in found for part in value.parts)]
+        if not ready:
+            raise UserError(f"the backbones {', '.join(waiting)} read each other's taps in a circle, or taps of one "
+                            f"that no stream feeds; see 'inputs' of the streams")
+        found |= {name: waiting.pop(name) for name in ready}
+    return found
 
 
 def _check_stage(spec: ExperimentSpec, where: str, stage: StageSpec, before: list[str]) -> None:

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from transfer_jax import __version__
 from transfer_jax.core.errors import UserError
+from transfer_jax.core.inputs import entries, read_inputs
 from transfer_jax.core.mesh import batch_spec, make_mesh, place, replicate
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.core.spec import Component, build
@@ -111,9 +112,8 @@ def _description(assembly: Assembly, stage: str, seed: int, select: str,
         for stream in (used or assembly.task_streams(name))[:1]:
             tasks[name] = {"task": json.loads(task.model_dump_json()), "class_names": list(assembly.class_names(name)),
                            "inputs": spec.streams[stream].inputs, "preprocessing": assembly.stream(stream).description,
-                           "evaluated_here": bool(used), "image_shape": list(next(iter(
-                               assembly.stream(stream).example_shapes[key][0]
-                               for key in spec.streams[stream].inputs.values())))}
+                           "evaluated_here": bool(used),
+                           "image_shape": list(assembly.stream(stream).example_shapes["image"][0])}
     heads = {name: {"kind": head.kind, **head.arguments} for name, head in assembly.sized_heads.items()}
     return {"format": 1, "transfer_jax": __version__, "experiment": spec.name, "stage": stage, "seed": seed,
             "select": select, "peft": {name: json.loads(method.model_dump_json()) for name, method in methods.items()},
@@ -159,10 +159,14 @@ class ExportedModel:
         are split over all devices where B divides evenly."""
         entry = self.description["tasks"][task]
         spec = build(TaskSpec, entry["task"])
+        others = [name for name in entries(entry["inputs"]) if name != "image"]
+        if others:
+            raise UserError(f"the task {task!r} reads {', '.join(others)} beside or in place of images, and "
+                            f"predictions are of image files; score it on a stream with `evaluate`")
 
         @jax.jit
         def answer(variables: Mapping[str, Any], images: jax.Array) -> dict[str, jax.Array]:
-            taps, _ = self.model.taps(variables, {backbone: images for backbone in entry["inputs"]})
+            taps, _ = self.model.taps(variables, read_inputs(entry["inputs"], {"image": images}))
             outputs, _ = self.model.head(variables, spec.head, taps, images.shape[1:3])
             return predict(spec, outputs)
 

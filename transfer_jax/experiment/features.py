@@ -18,6 +18,7 @@ from rich.console import Console
 from transfer_jax import __version__
 from transfer_jax.core.compilation import compiled, enable_compilation_cache
 from transfer_jax.core.errors import UserError, unknown
+from transfer_jax.core.inputs import read_inputs
 from transfer_jax.core.members import member
 from transfer_jax.core.mesh import fetch, own_slots, place_batch, replicate, shard_batch
 from transfer_jax.core.paths import flatten, unflatten
@@ -31,6 +32,7 @@ from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import fresh_variables
 from transfer_jax.experiment.staying import all_methods
 from transfer_jax.experiment.workdir import Workdir
+from transfer_jax.models.model import first_image_size
 from transfer_jax.training.progress import Progress
 
 __all__ = ["Features", "POOLS", "extract", "fresh_model", "trained_model"]
@@ -177,7 +179,7 @@ def _forward(assembly: Assembly, variables: Mapping[str, Any], stream: str, taps
 
     def vectors(variables: Any, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         found, _ = model.taps(variables, inputs)
-        size = next(iter(inputs.values())).shape[1:3]
+        size = first_image_size(inputs)
         for tap in taps:
             if tap.startswith(HEAD):
                 found[tap], _ = model.head(variables, tap.removeprefix(HEAD), found, size)
@@ -187,13 +189,13 @@ def _forward(assembly: Assembly, variables: Mapping[str, Any], stream: str, taps
 
     def rows(variables: Any, feed: Any, number: jax.Array, size: int) -> dict[str, jax.Array]:
         batch = shard_batch(assembly.mesh, opened.evaluation_batch(feed, number, size))
-        inputs = {backbone: batch[key] for backbone, key in opened.spec.inputs.items()}
+        inputs = read_inputs(opened.spec.inputs, batch)
         x = jnp.concatenate(list(vectors(variables, inputs).values()), axis=1)
         labels = {"y": batch["label"]} if "label" in batch else {}
         return {"x": x, "index": batch["index"], "weight": batch["weight"], **labels}
 
-    inputs = {backbone: jax.ShapeDtypeStruct((1, *opened.example_shapes[key][0]), opened.example_shapes[key][1])
-              for backbone, key in opened.spec.inputs.items()}
+    inputs = read_inputs(opened.spec.inputs, {key: jax.ShapeDtypeStruct((1, *shape), dtype)
+                                              for key, (shape, dtype) in opened.example_shapes.items()})
     shapes = jax.eval_shape(vectors, variables, inputs)
     ends = np.cumsum([0, *(shapes[tap].shape[1] for tap in taps)]).tolist()
     return rows, {tap: ends[place:place + 2] for place, tap in enumerate(taps)}

@@ -19,9 +19,12 @@ from transfer_jax.models.clip import ClipImage, ClipText
 from transfer_jax.models.convnext import ConvNeXt
 from transfer_jax.models.crepe import CAPACITIES as CREPE_SIZES
 from transfer_jax.models.crepe import Crepe
+from transfer_jax.models.cross_stitch import CrossStitch
 from transfer_jax.models.densenet import DenseNet
 from transfer_jax.models.doodlenet import DoodleNet
 from transfer_jax.models.efficientnet import EfficientNet
+from transfer_jax.models.experts import MultiGateExperts, ProgressiveExperts
+from transfer_jax.models.fusion import Fusion
 from transfer_jax.models.googlenet import GoogLeNet
 from transfer_jax.models.gpt2 import GPT2
 from transfer_jax.models.heads import (
@@ -41,9 +44,11 @@ from transfer_jax.models.resnet import ResNet
 from transfer_jax.models.squeezenet import SqueezeNet
 from transfer_jax.models.swin import Swin
 from transfer_jax.models.taps import Backbone
+from transfer_jax.models.task_attention import TaskAttention
 from transfer_jax.models.tiny_darknet import TinyDarknet
 from transfer_jax.models.vgg import VGG
 from transfer_jax.models.vit import DinoV2, DistilledViT, ViT
+from transfer_jax.models.words import WordAverage
 
 BACKBONES = {
     "lenet": LeNet,
@@ -103,6 +108,23 @@ BACKBONES = {
     "gpt2_medium": functools.partial(GPT2, width=1024, layers=24, heads=16),
 }
 
+def _cross_stitch(*, column: dict, tasks: tuple[str, ...], at: tuple[str, ...], other: float = 0.1,
+                  dtype: Any = jnp.float32) -> Backbone:
+    return CrossStitch(column=build_backbone(Component(**column), dtype, "cross_stitch.column"), tasks=tuple(tasks),
+                       at=tuple(at), other=other, dtype=dtype)
+
+
+# Parts that several tasks or inputs share. All but `cross_stitch` read taps of other backbones, as a stream's `inputs`
+# say; none of them comes with published parameters.
+SHARING = {
+    "fusion": Fusion,
+    "multi_gate_experts": MultiGateExperts,
+    "progressive_experts": ProgressiveExperts,
+    "task_attention": TaskAttention,
+    "cross_stitch": _cross_stitch,
+    "word_average": WordAverage,
+}
+
 HEADS = {
     "linear": LinearHead,
     "mlp": MLPHead,
@@ -115,7 +137,7 @@ HEADS = {
 
 def build_backbone(component: Component, dtype: Any = jnp.float32, where: str = "backbone") -> Backbone:
     """The linen module that `component` names, computing in `dtype` (parameters stay float32)."""
-    module = bind(BACKBONES, component, "backbone", where, supplied=("dtype",))(dtype=dtype)
+    module = bind({**BACKBONES, **SHARING}, component, "backbone", where, supplied=("dtype",))(dtype=dtype)
     if module.until is not None and module.until not in module.tap_names:
         raise unknown("tap", module.until, module.tap_names, f"{where}.until")
     return module

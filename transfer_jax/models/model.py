@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from transfer_jax.core.errors import UserError, unknown
+from transfer_jax.core.inputs import MISSING, FromTaps
 from transfer_jax.core.interception import Edit, tap_edits
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.core.spec import Component, Spec
@@ -67,19 +68,21 @@ class Model:
 
         Args:
             key: typed PRNG key.
-            inputs: for each backbone an image batch [B, H, W, C] or its `ShapeDtypeStruct`; values do not matter.
+            inputs: for each backbone a batch, such as images [B, H, W, C], its `ShapeDtypeStruct` (values do not
+                matter), or the taps of backbones before it that it reads.
         """
         trees: dict[str, dict[str, Any]] = {"params": {}, "batch_stats": {}}
         taps: Taps = {}
         for name in inputs:
-            module, image = self._backbone(name), _zeros(inputs[name])
+            module, image = self._backbone(name), _read(inputs[name], taps, name)
+            image = jax.tree.map(_zeros, image)
             variables = module.init(_part_keys(key, name), image, train=False)
             shapes = jax.eval_shape(lambda v, x, module=module: module.apply(v, x, train=False), variables, image)
             taps.update(_qualify(name, {tap: _zeros(shape) for tap, shape in shapes.items()}))
             for collection, tree in trees.items():
                 if collection in variables:
                     tree[name] = variables[collection]
-        size = next(iter(inputs.values())).shape[1:3]
+        size = first_image_size(inputs)
         heads = {name: module.init(_part_keys(key, f"heads/{name}"), taps, size, train=False)
                  for name, module in self.heads.items()}
         for collection, tree in trees.items():
@@ -95,7 +98,8 @@ class Model:
 
         Args:
             variables: see the class.
-            inputs: float images [B, H, W, C] by backbone.
+            inputs: by backbone, in an order in which each comes behind those whose taps it reads (`FromTaps`): float
+                images [B, H, W, C], int32 tokens [B, T] ...
             train: whether BatchNorm uses the batch and dropout is on.
             frozen_norms: paths of BatchNorm modules ('backbone/bn1') that use and keep stored statistics all the same.
             rngs: keys by kind, such as {'dropout': key}.
@@ -106,7 +110,8 @@ class Model:
         """
         taps: Taps = {}
         moved: dict[str, Any] = {}
-        for name, image in inputs.items():
+        for name, given in inputs.items():
+            image = _read(given, taps, name)
             with tap_edits({tap: edits[qualified(name, tap)] for tap in self._backbone(name).tap_names
                             if qualified(name, tap) in (edits or {})}), self._inserted(variables, name):
                 found, stats = self._apply(self._backbone(name), (name,), variables, frozen_norms, rngs, image,
@@ -119,11 +124,13 @@ class Model:
     def moments(self, variables: Variables, inputs: Mapping[str, jax.Array]) -> dict[str, Any]:
         """Mean and variance of this batch at every BatchNorm of the backbones named in `inputs`, each normalising by
         it: a tree like `batch_stats`, without the backbones that have no such layer. Dropout is off."""
-        found = {}
-        for name, image in inputs.items():
+        found, taps = {}, {}
+        for name, given in inputs.items():
+            image = _read(given, taps, name)
             own = {kind: variables.get(kind, {}).get(name, {}) for kind in ("params", "batch_stats")}
             with self._inserted(variables, name):
-                _, written = self._backbone(name).apply(own, image, train=False, mutable=["moments"])
+                result, written = self._backbone(name).apply(own, image, train=False, mutable=["moments"])
+            taps.update(_qualify(name, result))
             found |= {name: written["moments"]} if "moments" in written else {}
         return found
 
@@ -188,6 +195,25 @@ def build_model(spec: ModelSpec, heads: Mapping[str, Component], dtype: Any = jn
     """The model of `spec` with `heads` (their numbers of classes filled in), computing in `dtype`."""
     return Model({name: build_backbone(part, dtype, f"backbones.{name}") for name, part in spec.backbones.items()},
                  {name: build_head(part, dtype, f"heads.{name}") for name, part in heads.items()})
+
+
+def first_image_size(inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of the first input that is a batch of images or maps [B, H, W, C]; None without one."""
+    return next((tuple(x.shape[1:3]) for x in inputs.values() if len(getattr(x, "shape", ())) == 4), None)
+
+
+def _read(given: Any, taps: Taps, name: str) -> Any:
+    """The input of the backbone `name`: what is given, or the taps that it stands for."""
+    if not isinstance(given, FromTaps):
+        return given
+    found = []
+    for tap in given.names:
+        part, _, own = tap.partition("/")
+        if tap != MISSING and qualified(part, own) not in taps:
+            raise UserError(f"the backbone {name!r} reads the tap {tap!r}, which no backbone before it gives; there "
+                            f"are {', '.join(taps) or 'none'}")
+        found.append(None if tap == MISSING else taps[qualified(part, own)])
+    return found[0] if given.single else tuple(found)
 
 
 def _qualify(backbone: str, taps: Taps) -> Taps:

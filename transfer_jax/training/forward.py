@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfer_jax.core.errors import UserError
+from transfer_jax.core.inputs import FromTaps, from_taps, read_inputs
 from transfer_jax.core.paths import flatten, merge, unflatten
 from transfer_jax.data.cached import known_taps
 from transfer_jax.layers.gradient import scale_gradient
 from transfer_jax.models.domains import moved_statistics, reading, statistics_of
-from transfer_jax.models.model import Model, qualified
+from transfer_jax.models.model import Model, first_image_size, qualified
 from transfer_jax.models.taps import Resumed
 from transfer_jax.objectives.wiring import Context
 
@@ -40,16 +41,14 @@ class Passage:
     gradient_scale: float = 1.0
 
 
-def inputs_of(stream: Any, batch: Batch) -> dict[str, jax.Array]:
+def inputs_of(stream: Any, batch: Batch) -> dict[str, Any]:
     """What each backbone reads from a batch of this stream."""
-    return {backbone: batch[key] for backbone, key in stream.spec.inputs.items()}
+    return read_inputs(stream.spec.inputs, batch)
 
 
-def image_size(stream: Any, batch: Batch) -> tuple[int, int]:
-    """Height and width of the stream's (first) input."""
-    if known_taps(batch):
-        return stream.image_size
-    return next(iter(inputs_of(stream, batch).values())).shape[1:3]
+def image_size(stream: Any, batch: Batch) -> tuple[int, int] | None:
+    """Height and width of the stream's first input that is an image; None without one."""
+    return stream.image_size if known_taps(batch) else first_image_size(inputs_of(stream, batch))
 
 
 def merge_statistics(old: Mapping[str, Any], moved: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,16 +115,19 @@ def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_s
         return result
 
     def only_input(stream: str) -> str:
-        if len(streams[stream].spec.inputs) > 1:
-            raise UserError(f"a term changes the inputs of stream {stream!r}, which feeds "
-                            f"{' and '.join(streams[stream].spec.inputs)}; it works with one")
-        return next(iter(streams[stream].spec.inputs))
+        inputs = streams[stream].spec.inputs
+        fed = [part for part, source in inputs.items() if from_taps(source) is None]
+        if len(fed) > 1:
+            raise UserError(f"a term changes the inputs of stream {stream!r}, which feeds {' and '.join(fed)}; it "
+                            f"works with one")
+        return fed[0]
 
     def again(stream: str, head: str, inputs: jax.Array) -> jax.Array:
         """The head's output for other inputs in place of the stream's; statistics stay."""
         backbone, passage = only_input(stream), passages[stream]
         with reading(passage.domain):
-            found, _ = model.taps(variables(passage), {backbone: inputs}, **settings(passage, stream))
+            found, _ = model.taps(variables(passage), {**inputs_of(streams[stream], batches[stream]), backbone: inputs},
+                                  **settings(passage, stream))
         return model.head(variables(passage), head, found, image_size(streams[stream], batches[stream]),
                           **settings(passage, f"{stream}/{head}"))[0]
 
@@ -177,14 +179,14 @@ def _joint_taps(run: Callable, names: tuple[str, ...], batches: Mapping[str, Bat
                 streams: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
     """One forward pass over the concatenated streams, cut apart again."""
     inputs = [inputs_of(streams[name], batches[name]) for name in names]
-    shapes = {name: tuple((part, value.shape[1:]) for part, value in found.items())
+    shapes = {name: tuple((part, value if isinstance(value, FromTaps) else value.shape[1:])
+                          for part, value in found.items())
               for name, found in zip(names, inputs, strict=True)}
     if len(set(shapes.values())) > 1:
         raise UserError(f"batch_norm='joint' needs streams of equal image shape, found {shapes}; "
                         f"resize them with image_size")
-    together = {part: jnp.concatenate([found[part] for found in inputs]) for part in inputs[0]}
-    taps = run(together)
-    ends = np.cumsum([next(iter(found.values())).shape[0] for found in inputs]).tolist()
+    taps = run(jax.tree.map(lambda *parts: jnp.concatenate(parts), *inputs))
+    ends = np.cumsum([jax.tree.leaves(found)[0].shape[0] for found in inputs]).tolist()
     starts = [0, *ends[:-1]]
     return {name: {tap: value[start:end] for tap, value in taps.items()}
             for name, start, end in zip(names, starts, ends, strict=True)}
