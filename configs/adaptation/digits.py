@@ -20,6 +20,8 @@ other two pairs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import ml_collections
 from pairs import experiment, recipes
 
@@ -33,12 +35,13 @@ STRONG = (dict(kind="crop", padding=3), dict(kind="scale", low=0.6, high=1.0), d
 # Network, steps, examples of each domain in a batch: of the literature, and what two cores can do in half an hour.
 BUDGETS = {"full": (dict(widths=(20, 50), dense=(500, 256)), 50_000, 128),
            "small": (dict(widths=(8, 16), dense=(128, 64)), 400, 32)}
+DEFAULTS = dict(pair="mnist_usps", recipes="", budget="small", steps=0, seeds=3)
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """`pair`; `recipes`: names of RECIPES joined by '/', none: all; `budget`: small or full; `steps`: of each recipe,
     0: those of the budget; `seeds`: how many."""
-    args = parse_arg(arg, pair="mnist_usps", recipes="", budget="small", steps=0, seeds=3)
+    args = parse_arg(arg, **DEFAULTS)
     for name, options in (("pair", PAIRS), ("budget", BUDGETS)):
         if args[name] not in options:
             raise unknown(name, args[name], options, repr(arg))
@@ -59,3 +62,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                    stage=dict(optimizer=dict(kind="sgd", momentum=0.9, nesterov=True), weight_decay=1e-3,
                               schedule=dict(kind="inverse_decay")))
     return experiment(f"digits-{args.pair}", told, recipes(args.recipes, repr(arg)), streams, args.seeds)
+
+
+def get_sweep(arg: str | None = None) -> Iterator[dict[str, str]]:
+    """Every recipe in a run of its own."""
+    yield from ({"arg": f"recipes={name}"} for name in recipes(parse_arg(arg, **DEFAULTS).recipes, repr(arg)))
