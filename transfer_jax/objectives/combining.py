@@ -13,7 +13,7 @@ As with terms (`objectives/wiring.py`), the names of a function's positional par
     carried       arrays that the combination keeps from step to step
 
 It returns the result (a total, or a gradient [P]), or (result, metrics), or (result, metrics, carried). A metric
-'weights' [T] is logged term by term. Keyword-only parameters, also those of the functions of `COMBINATION_CARRIED` (what
+'weights' [T] is logged term by term. Keyword-only parameters, also those of functions of `COMBINATION_CARRIED` (what
 is carried at first) and `AFTER_STEP`, are the arguments that a config may set. What is carried lies in checkpoints, for
 every seed. Where `AFTER_STEP` has an entry, it moves once more after the optimizer's step: (carried, losses [T] of the
 same batches after it) -> carried, at the cost of one forward pass.
