@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.objectives.gramian import Gramian, Ruled, combined, gramian, reported
+from transfer_jax.objectives.gramian import Gramian, Ruled, gramian, reported, shares, stand_ins
 from transfer_jax.objectives.interior_point import minimize_over_weights
 
 
-def mgda(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = None) -> Ruled:
+def mgda(gradients: jax.Array, present: jax.Array, *, tolerance: float | None = None) -> Ruled:
     """The shortest vector in the convex hull of the gradients (MGDA; Désidéri 2012; Sener & Koltun 2018, section 3.1).
 
     No task's loss grows along it to first order: d . g_i >= |d|^2. It follows short gradients, and is 0 where one of
@@ -18,14 +18,13 @@ def mgda(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = None
 
     Args:
       gradients: float [T, P], the flattened gradient of each task's loss.
-      key: not used.
+      present: bool [T]: the others count as if they were not there.
       tolerance: see `reported`.
 
     Returns:
       float32 [P] (float64 for float64), and the metrics of `reported`.
     """
-    del key
-    of = gramian(gradients)
+    of = gramian(stand_ins(gradients, present))
     every = jnp.all(of.active)
     shortest = jnp.min(jnp.where(of.active, of.norms, jnp.inf))
     # In weights of unit vectors, whose products are of order 1 however the lengths differ: sum_i b_i min |g| / |g_i|
@@ -37,11 +36,10 @@ def mgda(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = None
     b = b / jnp.sum(relative * b)
     slopes = of.cosines @ b / relative  # g_i . d
     gap = jnp.sum(b * (of.cosines @ b)) - jnp.min(slopes)
-    return reported(jnp.where(every, shortest * combined(of.units, b), 0.0),
-                    jnp.where(every, jnp.maximum(gap, 0.0), 0.0), tolerance)
+    return reported(of, jnp.where(every, shortest * b, 0.0), jnp.where(every, jnp.maximum(gap, 0.0), 0.0), tolerance)
 
 
-def cagrad(gradients: jax.Array, key: jax.Array, *, radius: float = 0.5, tolerance: float | None = None) -> Ruled:
+def cagrad(gradients: jax.Array, present: jax.Array, *, radius: float = 0.5, tolerance: float | None = None) -> Ruled:
     """Within `radius` |g0| of the mean gradient g0, the vector that serves the worst task best: max_d min_i d . g_i
     (CAGrad; Liu et al. 2021, section 3 and algorithm 1).
 
@@ -51,29 +49,27 @@ def cagrad(gradients: jax.Array, key: jax.Array, *, radius: float = 0.5, toleran
     where these differ a millionfold.
 
     Args:
-      gradients, key, tolerance: as for `mgda`.
+      gradients, present, tolerance: as for `mgda`.
       radius: c in the paper, >= 0. Only below 1 do the losses still have the stationary points of their mean.
 
     Returns:
       As `mgda`.
     """
-    del key
     if radius < 0:
         raise UserError(f"cagrad: radius = {radius} does not fit; give a number >= 0")
-    of = gramian(gradients)
+    of = gramian(stand_ins(gradients, present))
     products, largest = of.products()
-    tasks, dtype = len(products), products.dtype
-    to_mean = jnp.mean(products, axis=1)
-    mean_norm = jnp.sqrt(jnp.maximum(jnp.mean(to_mean), 0.0))
+    mean = shares(present, products.dtype)
+    to_mean = products @ mean
+    mean_norm = jnp.sqrt(jnp.maximum(mean @ to_mean, 0.0))
     reach = radius * mean_norm
     w, length = _at_radius(products, to_mean, reach)
     # Where the gradients oppose each other, g_w is about 0 and its direction rounding: the gap says what that costs.
-    share = reach / jnp.maximum(length, jnp.finfo(dtype).eps)
+    share = reach / jnp.maximum(length, jnp.finfo(products.dtype).eps)
     slopes = to_mean + share * (products @ w)
     bound = w @ to_mean + reach * length
     gap = (bound - jnp.min(slopes)) / jnp.where(mean_norm > 0, mean_norm, 1.0)
-    weights = 1 / tasks + share * w
-    return reported(combined(of.units, weights * of.norms), jnp.maximum(gap, 0.0), tolerance)
+    return reported(of, (mean + share * w) * of.norms, jnp.maximum(gap, 0.0), tolerance)
 
 
 def _at_radius(products: jax.Array, to_mean: jax.Array, reach: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -110,7 +106,7 @@ def _at_radius(products: jax.Array, to_mean: jax.Array, reach: jax.Array) -> tup
     return solve((low + high) / 2)
 
 
-def upgrad(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = None) -> Ruled:
+def upgrad(gradients: jax.Array, present: jax.Array, *, tolerance: float | None = None) -> Ruled:
     """The mean of the gradients, each first projected onto the vectors that conflict with none (UPGrad; Quinton & Rey
     2024, "Jacobian descent for multi-objective optimization", section 3).
 
@@ -120,14 +116,13 @@ def upgrad(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = No
 
     Args and returns: as `mgda`.
     """
-    del key
     of = gramian(gradients)
     vectors, residuals = jax.vmap(lambda u: _onto_dual_cone(of, u))(jnp.eye(len(of.norms), dtype=of.norms.dtype))
-    weights = jnp.mean(of.norms[:, None] * vectors, axis=0)
-    return reported(combined(of.units, weights), jnp.max(jnp.where(of.active, residuals, 0.0)), tolerance)
+    weights = shares(present, vectors.dtype) * of.norms @ vectors
+    return reported(of, weights, jnp.max(jnp.where(of.active, residuals, 0.0)), tolerance)
 
 
-def dual_proj(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = None) -> Ruled:
+def dual_proj(gradients: jax.Array, present: jax.Array, *, tolerance: float | None = None) -> Ruled:
     """The mean of the gradients, projected onto the vectors that conflict with none: the closest d to it with
     d . g_i >= 0 for all i (Lopez-Paz & Ranzato 2017, GEM, section 3, with the mean in place of the new task's).
 
@@ -135,11 +130,10 @@ def dual_proj(gradients: jax.Array, key: jax.Array, *, tolerance: float | None =
 
     Args and returns: as `mgda`.
     """
-    del key
     of = gramian(gradients)
     largest = jnp.max(of.norms)
     vector, residual = _onto_dual_cone(of, of.norms / jnp.where(largest > 0, largest, 1.0))
-    return reported(combined(of.units, vector * largest / len(of.norms)), residual, tolerance)
+    return reported(of, vector * largest / jnp.maximum(jnp.sum(present), 1), residual, tolerance)
 
 
 def _onto_dual_cone(of: Gramian, target: jax.Array) -> tuple[jax.Array, jax.Array]:
