@@ -14,8 +14,16 @@ its whole life. The learned shift of domains, on Deep CORAL with slowed gradient
 points higher; the order is alike (MCC, MDD, CDAN before DANN before DAN and JAN), ADDA aside, which has half of the
 steps here.
 
-Weights and rates were set once and not searched. Not measured: the full budget, for want of an accelerator, and the
-other two pairs.
+USPS to MNIST, likewise, in 32 min: the source alone 0.483 ± 0.147 of MNIST's test digits, DANN with norms apart 0.874 ±
+0.083, MCC 0.861 ± 0.180, DSAN 0.844, BSP and VADA 0.834, SHOT 0.830 ± 0.061, DANN 0.828 ± 0.073, AdaBN 0.703 ± 0.073;
+intervals are wider, since 400 steps draw the 7,291 digits of USPS less than twice. FlexMatch lives here (0.771 ± 0.276).
+
+Weights and rates were set once and not searched. Not measured: the full budget, for want of an accelerator.
+
+Each recipe can be a run of its own, which other runs cannot break; what has ended is skipped when the command is given
+again, and the report is one:
+
+    python -m transfer_jax.sweep --config configs/adaptation/digits.py:pair=mnist_usps --workdir runs/sweep
 """
 
 from __future__ import annotations

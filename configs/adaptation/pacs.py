@@ -2,6 +2,18 @@
 
     python -m transfer_jax.train --config configs/adaptation/pacs.py:pair=photo_art --workdir runs/photo_art
     python -m transfer_jax.train --config configs/adaptation/pacs.py:pair=photo_sketch --workdir runs/photo_sketch
+
+MobileNet v1 (a quarter of the width, ImageNet) at 96 pixels; its stem and first three stages keep still and run once.
+Learnt are 147 labelled photographs and the 196 unlabelled images of the target in the subset of PACS, 200 steps of 32 +
+32 images. Measured on two CPU cores that six other jobs shared, 18 and 19 min; mean accuracy on the target over 3 seeds.
+
+Photographs to sketches: the source alone 0.269 ± 0.217, DAN 0.480 ± 0.197, MCC 0.444 ± 0.257, BNM 0.403 ± 0.168, SHOT
+0.349 ± 0.076, AdaBN 0.313 ± 0.045, CDAN+E 0.291 ± 0.154, DANN 0.281 ± 0.171. Photographs to paintings: the source alone
+0.349 ± 0.084, BNM 0.369 ± 0.097 and DAN 0.352 ± 0.110 beside it, all others below (AdaBN 0.294 ± 0.032). The source
+alone answers 0.694 of its own 49 held-out photographs: so small a network with so few photographs is a weak start, and
+the papers' ResNet-18 on all of PACS is not what this is to be compared with. Three seeds separate no method from the
+source alone here. Seen: statistics of sketches (AdaBN) cost the photographs (0.150 of them); critics of domains learn
+nothing that helps in 200 steps. Weights and rates were set once and not searched.
 """
 
 from __future__ import annotations
