@@ -16,7 +16,7 @@ steps here.
 
 USPS to MNIST, likewise, in 32 min: the source alone 0.483 ± 0.147 of MNIST's test digits, DANN with norms apart 0.874 ±
 0.083, MCC 0.861 ± 0.180, DSAN 0.844, BSP and VADA 0.834, SHOT 0.830 ± 0.061, DANN 0.828 ± 0.073, AdaBN 0.703 ± 0.073;
-intervals are wider, since 400 steps draw the 7,291 digits of USPS less than twice. FlexMatch lives here (0.771 ± 0.276).
+intervals are wider, since 400 steps draw the 7,291 digits of USPS less than twice. FlexMatch here: 0.771 ± 0.276.
 
 Weights and rates were set once and not searched. Not measured: the full budget, for want of an accelerator.
 

@@ -5,7 +5,7 @@
 
 MobileNet v1 (a quarter of the width, ImageNet) at 96 pixels; its stem and first three stages keep still and run once.
 Learnt are 147 labelled photographs and the 196 unlabelled images of the target in the subset of PACS, 200 steps of 32 +
-32 images. Measured on two CPU cores that six other jobs shared, 18 and 19 min; mean accuracy on the target over 3 seeds.
+32 images. Measured on two CPU cores that six other jobs shared, 18 and 19 min; accuracy on the target, 3 seeds.
 
 Photographs to sketches: the source alone 0.269 ± 0.217, DAN 0.480 ± 0.197, MCC 0.444 ± 0.257, BNM 0.403 ± 0.168, SHOT
 0.349 ± 0.076, AdaBN 0.313 ± 0.045, CDAN+E 0.291 ± 0.154, DANN 0.281 ± 0.171. Photographs to paintings: the source alone
