@@ -141,6 +141,47 @@ def test_dependent_gradients_have_projections():
             assert (g @ found).min() > -1e-8, name
 
 
+def test_mgda_of_lengths_over_six_decades():
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        for size, single in ((12, True), (3, False)):  # with 3 numbers each, the 6 gradients depend on each other
+            g = rng.normal(size=(6, size)) * 10.0 ** rng.uniform(-3, 3, (6, 1))
+            found, residual = ruled("mgda", g)
+            assert residual < 1e-8
+            norms = np.linalg.norm(g, axis=1)
+            assert ((found @ found - g @ found) / norms / norms.min()).max() < 1e-8
+            if single:
+                np.testing.assert_allclose(called("mgda", jnp.asarray(g, jnp.float32))[0], found,
+                                           atol=2e-3 * np.linalg.norm(found))
+
+
+@pytest.mark.parametrize("name", GRADIENT_RULES)
+def test_a_task_of_gradient_zero_is_no_nan_and_weights_make_the_gradient(name):
+    g = drawn(13)
+    g[1] = 0
+    found, metrics, _ = called(name, jnp.asarray(g, jnp.float32))
+    assert np.isfinite(found).all()
+    if name != "grad_drop":
+        np.testing.assert_allclose(metrics_weights(metrics) @ g, found, atol=1e-4)
+    if name == "mgda":
+        assert not found.any()
+    assert np.isfinite(called(name, jnp.zeros((4, 12)))[0]).all()
+
+
+def metrics_weights(metrics):
+    return np.asarray([metrics[f"weight_{i}"] for i in range(sum(name.startswith("weight_") for name in metrics))])
+
+
+@pytest.mark.parametrize("name", ["mgda", "cagrad", "upgrad", "dual_proj"])
+def test_an_absent_task_counts_as_if_it_were_not_there(name):
+    g = drawn(14)
+    with jax.enable_x64(True):
+        rule, g = jax.jit(GRADIENT_RULES[name]), jnp.asarray(g)
+        without = rule(g[np.array([0, 2, 3])], jnp.ones(3, bool))[0]
+        absent = rule(g.at[1].set(0.0), jnp.asarray([True, False, True, True]))[0]
+    np.testing.assert_allclose(absent, without, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", EQUIVARIANT)
 def test_order_of_tasks_and_a_common_scale(name):
     g = drawn(4)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -14,7 +17,9 @@ def mgda(gradients: jax.Array, present: jax.Array, *, tolerance: float | None = 
     """The shortest vector in the convex hull of the gradients (MGDA; Désidéri 2012; Sener & Koltun 2018, section 3.1).
 
     No task's loss grows along it to first order: d . g_i >= |d|^2. It follows short gradients, and is 0 where one of
-    them is 0. Residual: the duality gap max_i (|d|^2 - d . g_i) / min_i |g_i|^2; float32 reaches about 1e-6.
+    them is 0. Residual: max_i (|d|^2 - d . g_i) / (|g_i| min_j |g_j|), the duality gap where lengths are alike; for
+    longer gradients rounding of the order |d| |g_i| is unavoidable. float32 reaches about 1e-6, but up to 1e-2 where
+    lengths differ a millionfold and more gradients than dimensions depend on each other: NaN (see `reported`).
 
     Args:
       gradients: float [T, P], the flattened gradient of each task's loss.
@@ -34,9 +39,9 @@ def mgda(gradients: jax.Array, present: jax.Array, *, tolerance: float | None = 
     shrink = jnp.minimum(1.0, 1e3 / jnp.max(start))  # a start of order 1; e'start = 1 is reached from there
     b = minimize_over_weights(lambda w: (of.cosines @ w, of.cosines), start * shrink, relative)
     b = b / jnp.sum(relative * b)
-    slopes = of.cosines @ b / relative  # g_i . d
-    gap = jnp.sum(b * (of.cosines @ b)) - jnp.min(slopes)
-    return reported(of, jnp.where(every, shortest * b, 0.0), jnp.where(every, jnp.maximum(gap, 0.0), 0.0), tolerance)
+    slopes = of.cosines @ b  # g_i . d / (|g_i| min |g|)
+    residual = jnp.maximum(jnp.max(relative * (b @ slopes) - slopes), 0.0)
+    return reported(of, jnp.where(every, shortest * b, 0.0), jnp.where(every, residual, 0.0), tolerance)
 
 
 def cagrad(gradients: jax.Array, present: jax.Array, *, radius: float = 0.5, tolerance: float | None = None) -> Ruled:
@@ -63,47 +68,78 @@ def cagrad(gradients: jax.Array, present: jax.Array, *, radius: float = 0.5, tol
     to_mean = products @ mean
     mean_norm = jnp.sqrt(jnp.maximum(mean @ to_mean, 0.0))
     reach = radius * mean_norm
-    w, length = _at_radius(products, to_mean, reach)
-    # Where the gradients oppose each other, g_w is about 0 and its direction rounding: the gap says what that costs.
-    share = reach / jnp.maximum(length, jnp.finfo(products.dtype).eps)
-    slopes = to_mean + share * (products @ w)
-    bound = w @ to_mean + reach * length
-    gap = (bound - jnp.min(slopes)) / jnp.where(mean_norm > 0, mean_norm, 1.0)
-    return reported(of, (mean + share * w) * of.norms, jnp.maximum(gap, 0.0), tolerance)
+
+    def judged(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The share of g_w, and the gap. Where the gradients oppose each other, g_w is about 0 and its direction
+        rounding: the gap says what that costs."""
+        length = jnp.sqrt(jnp.maximum(w @ products @ w, 0.0))
+        share = reach / jnp.maximum(length, jnp.finfo(products.dtype).eps)
+        slopes = to_mean + share * (products @ w)
+        gap = w @ to_mean + reach * length - jnp.min(slopes)
+        return share, jnp.maximum(gap, 0.0) / jnp.where(mean_norm > 0, mean_norm, 1.0)
+
+    w = _at_radius(products, to_mean, reach, lambda w: judged(w)[1])
+    share, gap = judged(w)
+    return reported(of, (mean + share * w) * of.norms, gap, tolerance)
 
 
-def _at_radius(products: jax.Array, to_mean: jax.Array, reach: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """argmin_w to_mean . w + reach |g_w| on the simplex, and |g_w|.
+class Bracket(NamedTuple):
+    """Ends between which a growing function passes 0, its values there, and the best weights seen with their gap."""
+
+    low: jax.Array
+    high: jax.Array
+    below: jax.Array
+    above: jax.Array
+    w: jax.Array
+    gap: jax.Array
+    number: jax.Array
+
+
+def _at_radius(products: jax.Array, to_mean: jax.Array, reach: jax.Array,
+               gap_of: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """argmin_w to_mean . w + reach |g_w| on the simplex.
 
     The length has a corner at 0, so it is searched for: w(p) = argmin to_mean . w + p |g_w|^2 / 2 is the solution for
-    the penalty p at which p |g_w(p)| = reach, and p |g_w(p)| grows with p. The penalty is bisected in its logarithm
-    between reach, since |g_w| <= 1, and 1 / eps, where g_w is 0 but for rounding.
+    the penalty p at which p |g_w(p)| = reach, and p |g_w(p)| grows with p. Its logarithm is found between reach, since
+    |g_w| <= 1, and 1 / eps, where g_w is 0 but for rounding: by false position and by halving in turn, until the gap is
+    rounding or the ends meet. The weights of the smallest gap are the result.
 
     Args:
       products: [T, T], K with its largest entry 1.
-      to_mean: [T], K 1 / T.
+      to_mean: [T], K times the weights of the mean.
       reach: >= 0.
+      gap_of: weights -> their duality gap.
     """
     eps, tasks = float(jnp.finfo(products.dtype).eps), len(products)
     start, ones = jnp.full(tasks, 1 / tasks, products.dtype), jnp.ones(tasks, products.dtype)
 
     def solve(log_penalty: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The weights, and log(p |g_w|) - log(reach)."""
         penalty = jnp.exp(log_penalty)
         size = penalty + jnp.max(jnp.abs(to_mean)) + eps  # keeps the program of order 1
         hessian, linear = products * (penalty / size), to_mean / size
         w = minimize_over_weights(lambda w: (hessian @ w + linear, hessian), start, ones)
         w = w / jnp.sum(w)
-        return w, jnp.sqrt(jnp.maximum(w @ products @ w, 0.0))
+        length = jnp.sqrt(jnp.maximum(w @ products @ w, eps**2))
+        return w, log_penalty + jnp.log(length) - jnp.log(jnp.maximum(reach, eps))
 
-    def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        short = jnp.exp(middle) * solve(middle)[1] < reach
-        return jnp.where(short, middle, low), jnp.where(short, high, middle)
+    def narrow(old: Bracket) -> Bracket:
+        share = jnp.where(old.number % 2 == 0, jnp.clip(-old.below / (old.above - old.below), 0.01, 0.99), 0.5)
+        middle = old.low + share * (old.high - old.low)
+        w, value = solve(middle)
+        gap, down = gap_of(w), value < 0
+        return Bracket(jnp.where(down, middle, old.low), jnp.where(down, old.high, middle),
+                       jnp.where(down, value, old.below), jnp.where(down, old.above, value),
+                       jnp.where(gap < old.gap, w, old.w), jnp.minimum(gap, old.gap), old.number + 1)
 
-    bracket = jnp.log(jnp.maximum(reach, eps)), jnp.full((), -jnp.log(eps), products.dtype)
-    low, high = jax.lax.fori_loop(0, 44 if eps < 1e-10 else 26, halve, bracket)
-    return solve((low + high) / 2)
+    def go_on(now: Bracket) -> jax.Array:
+        return (now.gap > 64 * eps) & (now.high - now.low > 4 * eps) & (now.number < 60)
+
+    low, high = jnp.log(jnp.maximum(reach, eps)), jnp.full((), -jnp.log(eps), products.dtype)
+    w, below = solve(low)
+    tiny = jnp.asarray(eps, products.dtype)
+    begun = Bracket(low, high, jnp.minimum(below, -tiny), high - low, w, gap_of(w), jnp.int32(0))
+    return jax.lax.while_loop(go_on, narrow, begun).w
 
 
 def upgrad(gradients: jax.Array, present: jax.Array, *, tolerance: float | None = None) -> Ruled:
