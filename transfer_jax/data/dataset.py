@@ -18,11 +18,12 @@ class Dataset:
     """A fixed, ordered set of examples.
 
     Attributes: `class_names`, the classes of `labels` in the order of their numbers (for data with masks and no
-    labels: the classes of the mask); `labels`, int32 [n] read without decoding an image, or None; `domains`, int32
-    [n] or None, and `domain_names` (merged data only).
+    labels: the classes of the mask); `box_class_names`, those of boxes; `labels`, int32 [n] read without decoding an
+    image, or None; `domains`, int32 [n] or None, and `domain_names` (merged data only).
     """
 
     class_names: tuple[str, ...] = ()
+    box_class_names: tuple[str, ...] = ()
     labels: np.ndarray | None = None
     domains: np.ndarray | None = None
     domain_names: tuple[str, ...] = ()
@@ -31,7 +32,8 @@ class Dataset:
         raise TypeError(f"{type(self).__name__} defines no length")
 
     def load(self, row: int) -> dict[str, Any]:
-        """`image` uint8 [H,W,C] and, where the data has them, `label` int, `mask` int32 [H,W], `boxes` float32 [k,4].
+        """`image` uint8 [H,W,C] and, where the data has them, `label` int, `mask` int32 [H,W], `boxes` float32
+        [k,4] (ymin, xmin, ymax, xmax in units of the image) with `box_labels` int32 [k].
 
         Raises UnreadableImage, naming the example, when it cannot be decoded.
         """
@@ -112,6 +114,7 @@ class View(Dataset):
     def __init__(self, parent: Dataset, rows: np.ndarray):
         self._parent, self._rows = parent, np.asarray(rows, np.int64)
         self.class_names, self.domain_names = parent.class_names, parent.domain_names
+        self.box_class_names = parent.box_class_names
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -146,6 +149,8 @@ class Concatenation(Dataset):
         self._parts = list(parts)
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
         self.class_names, self.domain_names = same_classes(parts), tuple(domain_names)
+        boxed = {part.box_class_names for part in parts}
+        self.box_class_names = boxed.pop() if len(boxed) == 1 else ()
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -25,6 +25,8 @@ class StreamSpec(Spec):
     image just covers them), given `channels`, augmented as values in [0, 1], and normalised by (x - mean) / std. With
     `labelled=False` neither labels nor masks reach a batch.
 
+    `boxes`: how many boxes of an image have room in a batch; None: boxes stay away.
+
     `follows` names another stream over the same examples: then both draw the same ones in every batch, each with its
     own augmentation, two views of them.
 
@@ -42,6 +44,7 @@ class StreamSpec(Spec):
     domain: str = ""
     follows: str | None = None
     labelled: bool = True
+    boxes: int | None = pydantic.Field(None, ge=1)
     batch_size: int = pydantic.Field(ge=1)
     inputs: dict[str, str] = {"backbone": "image"}  # backbone -> the batch entry that it reads
     augment: tuple[Component, ...] = ()

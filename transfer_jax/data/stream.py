@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfer_jax.core.errors import UserError
 from transfer_jax.data import augment, order
+from transfer_jax.data.boxes import prepare_boxes
 from transfer_jax.data.dataset import Dataset
 from transfer_jax.data.decoding import UnreadableImage
 from transfer_jax.data.preprocessing import normalise, prepare_image, prepare_mask, preprocessing
@@ -48,6 +50,11 @@ class Stream:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.dataset.class_names
+
+    @property
+    def box_class_names(self) -> tuple[str, ...]:
+        """Classes of the boxes; none where the stream shows no boxes."""
+        return self.dataset.box_class_names if self.spec.boxes else ()
 
     @property
     def description(self) -> dict[str, Any]:
@@ -152,6 +159,18 @@ def read_example(dataset: Dataset, row: int, spec: StreamSpec, native_size: bool
         example["label"] = np.asarray(loaded["label"], np.int32)
     if spec.labelled and "mask" in loaded:
         example["mask"] = prepare_mask(loaded["mask"], description)
+    if spec.labelled and spec.boxes:
+        example["boxes"] = _boxes_of(loaded, dataset, row, spec, description)
     if dataset.domains is not None:
         example["domain"] = np.asarray(dataset.domains[row], np.int32)
     return example
+
+
+def _boxes_of(loaded: Mapping[str, Any], dataset: Dataset, row: int, spec: StreamSpec,
+              description: Mapping[str, Any]) -> np.ndarray:
+    """float32 [boxes, 5]; see `prepare_boxes`."""
+    if "boxes" not in loaded:
+        raise UserError(f"the stream asks for boxes={spec.boxes}, but {dataset.name_of(row)} has no entry of boxes; "
+                        f"remove 'boxes' or use data with boxes")
+    return prepare_boxes(loaded["boxes"], loaded.get("box_labels"), spec.boxes, loaded["image"].shape[:2], description,
+                         len(dataset.box_class_names), dataset.name_of(row))

@@ -99,9 +99,10 @@ class Assembly:
     def class_names(self, task: str) -> tuple[str, ...]:
         """Class names of the task; all streams that it is used on must agree on them."""
         streams = self.task_streams(task)
-        if not TASKS[self.spec.tasks[task].kind].has_classes or not streams:
+        kind = TASKS[self.spec.tasks[task].kind]
+        if not kind.has_classes or not streams:
             return ()
-        found = {name: tuple(self.stream(name).class_names) for name in streams}
+        found = {name: tuple(getattr(self.stream(name), kind.names)) for name in streams}
         first = found[streams[0]]
         for name, classes in found.items():
             if classes != first:

@@ -20,6 +20,7 @@ from transfer_jax.models.convnext import ConvNeXt
 from transfer_jax.models.crepe import CAPACITIES as CREPE_SIZES
 from transfer_jax.models.crepe import Crepe
 from transfer_jax.models.densenet import DenseNet
+from transfer_jax.models.detection_head import DetectionHead
 from transfer_jax.models.doodlenet import DoodleNet
 from transfer_jax.models.efficientnet import EfficientNet
 from transfer_jax.models.googlenet import GoogLeNet
@@ -110,6 +111,7 @@ HEADS = {
     "segmentation": SegmentationHead,
     "conv_relu_mean": ConvReluMeanHead,
     "distilled": DistilledHead,
+    "detection": DetectionHead,
 }
 
 

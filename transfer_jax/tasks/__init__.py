@@ -14,6 +14,7 @@ from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component, Spec, lookup
 from transfer_jax.tasks.binary import BINARY
 from transfer_jax.tasks.classification import CLASSIFICATION
+from transfer_jax.tasks.detection import DETECTION
 from transfer_jax.tasks.kind import TaskKind
 from transfer_jax.tasks.metric import Collected, Metric
 from transfer_jax.tasks.regression import REGRESSION
@@ -24,6 +25,7 @@ TASKS: dict[str, TaskKind] = {
     "segmentation": SEGMENTATION,
     "binary": BINARY,
     "regression": REGRESSION,
+    "detection": DETECTION,
 }
 
 # What the kinds bring along, for the registries of losses and metrics.

@@ -31,6 +31,7 @@ class TaskKind:
       measures: metrics by name; `evaluation.METRICS` lists them with the rest.
       error: (outputs, labels) -> float32 [B], by which the worst examples are found; None: minus the log-probability
         of the label, where the predictions have probabilities.
+      names: the attribute of a stream that holds the names of the classes.
     """
 
     label: str
@@ -42,6 +43,7 @@ class TaskKind:
     terms: Mapping[str, Callable] = field(default_factory=dict)
     measures: Mapping[str, Metric | Collected] = field(default_factory=dict)
     error: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    names: str = "class_names"
 
 
 def predict_classes(outputs: jax.Array) -> dict[str, jax.Array]:
