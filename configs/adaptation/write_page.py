@@ -24,10 +24,12 @@ from transfer_jax.experiment.sweeping import finished
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
 # Name of a run -> the config whose docstring tells of it; the first of several runs of one config shows the text.
-CONFIGS = {"mnist_usps": "digits", "usps_mnist": "digits", "mnist_mnistm": "digits", "test_time": "test_time",
-           "selection_bias": "selection_bias", "generalization": "generalization"}
+CONFIGS = {"mnist_usps": "digits", "usps_mnist": "digits", "mnist_mnistm": "digits", "photo_art": "pacs",
+           "photo_sketch": "pacs", "test_time": "test_time", "selection_bias": "selection_bias",
+           "generalization": "generalization"}
 TITLES = {"mnist_usps": "Digits: MNIST to USPS", "usps_mnist": "Digits: USPS to MNIST",
-          "mnist_mnistm": "Digits: MNIST to MNIST-M"}
+          "mnist_mnistm": "Digits: MNIST to MNIST-M", "photo_art": "PACS: photographs to paintings",
+          "photo_sketch": "PACS: photographs to sketches"}
 # Accuracy in percent that tllib's table of digits gives (its git history, commit c607113^; 50,000 steps of batch 128,
 # the best epoch chosen by target labels): MNIST to USPS, USPS to MNIST.
 PUBLISHED = {"source only": (82.1, 74.6), "DANN": (91.7, 95.2), "DAN": (86.0, 89.5), "JAN": (84.0, 86.8),

@@ -77,9 +77,11 @@ class ObjectiveSpec(CombiningSpec):
     def _one_form(self) -> ObjectiveSpec:
         if self.terms and self.updates:
             raise ValueError("give either 'terms' (one update) or 'updates', not both")
-        named = [name for name in CombiningSpec.model_fields if name in self.model_fields_set]
+        fields = CombiningSpec.model_fields  # what a workdir's config.json tells of them may be the default
+        named = [name for name in self.model_fields_set & set(fields)
+                 if getattr(self, name) != fields[name].get_default(call_default_factory=True)]
         if self.updates and named:
-            raise ValueError(f"{', '.join(named)} beside 'updates' would do nothing; write it in each update")
+            raise ValueError(f"{', '.join(sorted(named))} beside 'updates' would do nothing; write it in each update")
         return self
 
     @property
