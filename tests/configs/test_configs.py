@@ -24,7 +24,8 @@ FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py
                if "def get_config(" in path.read_text())
 ABLATIONS = [path for path in FILES if path.parent.name == "ablations"]
 ADAPTATION = [path for path in FILES if path.parent.name == "adaptation"]
-ONLY_MADE_READY = [*ABLATIONS[1:], *ADAPTATION]
+COMBINATIONS = [path for path in FILES if path.name == "combinations.py"]  # each is trained in tests/training
+ONLY_MADE_READY = [*ABLATIONS[1:], *ADAPTATION, *COMBINATIONS]
 FROM_HALF_A = [path for path in ABLATIONS if path.name != "transferability.py"]  # that has published networks
 FOLDER = os.environ.get("TRANSFER_JAX_DATA", str(ROOT.parent / "shared" / "data"))
 SHARED_DATA = Path(FOLDER) / "datasets" / "mnist"

@@ -22,8 +22,8 @@ def several_task_blocks(runs: Sequence[Run], asked: Layout) -> list[Block]:
             names = tuple(f"{metric} on {stream}" for stream, metric in tasks.items())
             image = task_figures.trade_off(several_tasks.trade(rows, tasks), names,
                                            tuple(map(statistics.lower_is_better, tasks.values())), rows[0].name)
-            caption = ("Means over seeds and their standard errors; green, joined: methods that no other beats in one "
-                       f"task and matches in the other; dotted: {rows[0].name}.")
+            caption = ("Means over seeds and their standard errors. Green, joined: no other method is better in one "
+                       f"task and as good in the other. Dotted: {rows[0].name}.")
             blocks.append(Picture(f"trade_{slug(run.name)}", "svg", image, caption))
     logged = [(run, stage, found) for run in runs for stage in run.stages
               if (found := several_tasks.curves_of(run, stage))]
