@@ -28,6 +28,7 @@ from transfer_jax.models.gpt2 import GPT2
 from transfer_jax.models.heads import (
     ConvReluMeanHead,
     DistilledHead,
+    EmbeddingHead,
     LinearHead,
     MLPHead,
     RegressionHead,
@@ -112,6 +113,7 @@ HEADS = {
     "conv_relu_mean": ConvReluMeanHead,
     "distilled": DistilledHead,
     "detection": DetectionHead,
+    "embedding": EmbeddingHead,
 }
 
 

@@ -15,6 +15,7 @@ from transfer_jax.core.spec import Component, Spec, lookup
 from transfer_jax.tasks.binary import BINARY
 from transfer_jax.tasks.classification import CLASSIFICATION
 from transfer_jax.tasks.detection import DETECTION
+from transfer_jax.tasks.embedding import EMBEDDING
 from transfer_jax.tasks.kind import TaskKind
 from transfer_jax.tasks.metric import Collected, Metric
 from transfer_jax.tasks.regression import REGRESSION
@@ -26,6 +27,7 @@ TASKS: dict[str, TaskKind] = {
     "binary": BINARY,
     "regression": REGRESSION,
     "detection": DETECTION,
+    "embedding": EMBEDDING,
 }
 
 # What the kinds bring along, for the registries of losses and metrics.
@@ -44,7 +46,7 @@ class TaskSpec(Spec):
       metrics: names of the metrics of its evaluation.
       loss: the supervised term.
       class_names_from: the stream that defines the classes; None: the first stream that the task is used on.
-      outputs: how many numbers a regression predicts; the other kinds count their classes.
+      outputs: how many numbers a regression predicts or an embedding has; the other kinds count their classes.
     """
 
     kind: str
@@ -62,7 +64,8 @@ class TaskSpec(Spec):
             return values  # the fields themselves say what is wrong
         kind = lookup(TASKS, values["kind"], "kind of task", "the task's kind")
         if values.get("outputs") is not None and kind.has_classes:
-            raise ValueError(f"'outputs' is for regression; a {values['kind']} task counts its classes, delete it")
+            raise ValueError(f"'outputs' is for regression and embedding; a {values['kind']} task counts its classes, "
+                             f"delete it")
         given = {key: value for key, value in values.items() if value is not None}
         return {"label": kind.label, "metrics": kind.metrics, "loss": kind.loss, **given}
 

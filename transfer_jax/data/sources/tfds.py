@@ -77,7 +77,7 @@ class TfdsDataset(Dataset):
 
 def _box_names(features: Any) -> tuple[str, ...]:
     """Classes of the feature `objects`; one without a name where its boxes have none."""
-    objects = getattr(features.get("objects"), "feature", None)
+    objects = getattr(features["objects"], "feature", None) if "objects" in features else None
     if objects is None or "bbox" not in objects:
         return ()
     names = getattr(objects["label"], "names", None) if "label" in objects else None
