@@ -10,7 +10,7 @@ import pydantic
 
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.spec import Component, check_arguments, lookup
-from transfer_jax.data import augment
+from transfer_jax.data import augment, class_batches
 from transfer_jax.data.dataset import Dataset, keep_classes
 from transfer_jax.data.decoding import UnreadableImage
 from transfer_jax.data.device import DeviceStream, read_missing, stack
@@ -49,6 +49,8 @@ def make_stream(splits: Mapping[str, Dataset], name: str, spec: StreamSpec, seed
     first = _first_readable(dataset, indices[0], spec, where)
     check_channels(preprocessing(spec), first["image"].shape[2], where)
     plan.check(first, where)
+    if spec.classes_per_batch:
+        class_batches.check(dataset.labels, spec.classes_per_batch, spec.batch_size, indices, where)
     used = np.unique(indices)
     total = len(used) * sum(value.nbytes for value in first.values())
     if spec.storage == "host" or (spec.storage == "auto" and total > spec.device_bytes):

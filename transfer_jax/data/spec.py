@@ -25,6 +25,8 @@ class StreamSpec(Spec):
     image just covers them), given `channels`, augmented as values in [0, 1], and normalised by (x - mean) / std. With
     `labelled=False` neither labels nor masks reach a batch.
 
+    `classes_per_batch`: every batch holds so many classes, with equally many examples of each (of labelled data).
+
     `boxes`: how many boxes of an image have room in a batch; None: boxes stay away.
 
     `follows` names another stream over the same examples: then both draw the same ones in every batch, each with its
@@ -46,6 +48,7 @@ class StreamSpec(Spec):
     labelled: bool = True
     boxes: int | None = pydantic.Field(None, ge=1)
     batch_size: int = pydantic.Field(ge=1)
+    classes_per_batch: int | None = pydantic.Field(None, ge=1)
     inputs: dict[str, str] = {"backbone": "image"}  # backbone -> the batch entry that it reads
     augment: tuple[Component, ...] = ()
     image_size: tuple[int, int] | None = None
@@ -80,4 +83,6 @@ class StreamSpec(Spec):
         stds = (self.std,) if isinstance(self.std, float | int) else self.std
         if min(stds, default=0) <= 0:
             raise ValueError(f"std {self.std} must be positive")
+        if self.follows is not None and self.classes_per_batch is not None:
+            raise ValueError("a stream that follows another has its order; leave classes_per_batch out")
         return self

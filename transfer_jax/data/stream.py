@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import zlib
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.data import augment, order
+from transfer_jax.data import augment, class_batches, order
 from transfer_jax.data.boxes import prepare_boxes
 from transfer_jax.data.dataset import Dataset
 from transfer_jax.data.decoding import UnreadableImage
@@ -124,7 +125,17 @@ class Stream:
 
     def drawn(self, step: int, seed: int, slots: np.ndarray | None = None) -> np.ndarray:
         """Host form of the draw: positions in a row of `indices`, int32 [batch] (or one per slot)."""
+        if self.spec.classes_per_batch:
+            table = {key: value[self.seeds.index(seed)] for key, value in self.class_table.items()}
+            slots = np.arange(self.spec.batch_size) if slots is None else slots
+            return table["places"][class_batches.draw(step, self.spec.classes_per_batch, self.spec.batch_size,
+                                                      table["starts"], table["counts"], self.order_seed(seed), slots)]
         return order.draw(step, self.spec.batch_size, self.size, self.order_seed(seed), slots)
+
+    @functools.cached_property
+    def class_table(self) -> dict[str, np.ndarray]:
+        """See `class_batches.class_table`."""
+        return class_batches.class_table(self.dataset.labels, self.indices)
 
     def _finish(self, batch: Batch, augment_seed: Any = None, step: Any = None, slots: Any = None,
                 per_example: bool = True) -> Batch:

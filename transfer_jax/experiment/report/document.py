@@ -299,18 +299,24 @@ def _mistakes(run: Run, result: Result) -> list[Block]:
     if arrays is None or not len(arrays.get("thumbnails", ())):
         return []
     from transfer_jax.experiment.report import figures
+    from transfer_jax.experiment.report.boxes_figure import boxes_picture
 
-    masks = "masks_true" in arrays
+    masks, boxes = "masks_true" in arrays, "boxes_true" in arrays
     names = dict(enumerate(result.class_names))
     pictures = []
     for i, row in enumerate(arrays["thumbnail_rows"]):
-        if len(pictures) == MOST_MISTAKES or (not masks and arrays["label"][row] == arrays["prediction"][row]):
+        one_class = not masks and not boxes
+        if len(pictures) == MOST_MISTAKES or (one_class and arrays["label"][row] == arrays["prediction"][row]):
             continue
         layers = [arrays["masks_true"][i], arrays["masks_predicted"][i]] if masks else []
-        image = figures.thumbnail(arrays["thumbnails"][i], layers)
+        if boxes:
+            image = boxes_picture(*(arrays[key][i] for key in ("thumbnails", "boxes_true", "boxes_predicted")), names)
+        else:
+            image = figures.thumbnail(arrays["thumbnails"][i], layers)
         pictures.append(Picture(f"mistake_{slug(run.name)}_{slug(result.stage)}_{i:02d}", "png", image,
-                                _mistake_caption(arrays, int(row), names, masks), small=True))
-    what = "image, true classes, predicted classes" if masks else "true class, then what was predicted and how surely"
+                                _mistake_caption(arrays, int(row), names, masks or boxes), small=True))
+    what = {"boxes": "objects, then answers with their score in percent", "masks": "image, true classes, predicted "
+            "classes"}.get("boxes" * boxes + "masks" * masks, "true class, then what was predicted and how surely")
     if not pictures:
         return []
     return [f"{run.title(result.stage)} on {result.stream}, first seed, highest loss first: {what}.",
