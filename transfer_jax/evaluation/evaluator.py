@@ -65,7 +65,6 @@ class Evaluator:
     def __call__(self, params: Any, batch_stats: Any, examples: bool = False) -> Scores:
         """Scores of parameters and statistics that have a leading axis [S] of seeds."""
         step = self._program("scores", self._measure)
-        names = self.task.metrics
         totals: list[Any] = [None] * self.members
         kept: list[dict[str, np.ndarray]] = []
         for feed, number in self._batches():
@@ -76,7 +75,7 @@ class Evaluator:
                 totals[seed] = accumulate(totals[seed], one)
             if examples:
                 kept.append(fetch(jax.tree.map(lambda leaf: leaf[0], rows)))
-        return _scores([_computed(names, total) for total in totals], _joined(kept))
+        return _scores([self._computed(total) for total in totals], _joined(kept))
 
     def outputs(self, params: Any, batch_stats: Any) -> list[dict[str, np.ndarray]]:
         """Of each seed, for every example in order: `logits` float32 [n, C], `features` float32 [n, D] of the tap and,
@@ -119,17 +118,40 @@ class Evaluator:
     def _measure(self, params: Any, batch_stats: Any, feed: Any, number: jax.Array) -> tuple[Any, Any]:
         batch, taps, outputs = self._answers(params, batch_stats, feed, number)
         labelled = metric_batch(self.task, batch)
-        states = {name: METRICS[name].update(METRICS[name].init(self.num_classes), outputs, labelled)
-                  for name in self.task.metrics}
+        states = {"": self._states(outputs, labelled)}
+        for number, part in enumerate(self._parts):
+            own = {**labelled, "weight": labelled["weight"] * (batch["domain"] == number)}
+            states[part] = self._states(outputs, own)
         found = predict(self.task, outputs)
         rows = {"prediction": found["prediction"], "label": labelled["label"], "index": batch["index"],
-                "weight": batch["weight"]}
+                "weight": labelled["weight"]}
         if "confidence" in found:
             rows["confidence"] = found["confidence"]
             rows["loss"] = -_log_probability(found["probabilities"], labelled["label"])
         if self.tap is not None:
             rows["features"] = self._features(taps)
         return states, rows
+
+    def _states(self, outputs: jax.Array, labelled: Mapping[str, jax.Array]) -> dict[str, Any]:
+        """State of each metric of the task for one batch."""
+        return {name: METRICS[name].update(METRICS[name].init(self.num_classes), outputs, labelled)
+                for name in self.task.metrics}
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        """Names of the parts of merged data, which are scored beside the whole."""
+        names = self.stream.dataset.domain_names
+        return names if self.stream.dataset.domains is not None and len(set(names)) == len(names) > 1 else ()
+
+    def _computed(self, total: Mapping[str, Any]) -> dict[str, Any]:
+        """Results by name; of the parts of merged data those that compare runs, as `<result>/<part>`."""
+        results: dict[str, Any] = {}
+        for name in self.task.metrics:
+            results |= METRICS[name].compute(total[""][name])
+            for part in self._parts:
+                found = METRICS[name].compute(total[part][name])
+                results |= {f"{result}/{part}": found[result] for result in METRICS[name].better}
+        return results
 
     def _outputs(self, params: Any, batch_stats: Any, feed: Any, number: jax.Array) -> dict[str, jax.Array]:
         batch, taps, outputs = self._answers(params, batch_stats, feed, number)
@@ -149,13 +171,6 @@ def _log_probability(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
     """Log-probability of the label, one number an example (the mean over pixels for maps)."""
     chosen = jnp.take_along_axis(probabilities, jnp.clip(labels, 0)[..., None].astype(jnp.int32), axis=-1)[..., 0]
     return jnp.log(jnp.maximum(chosen, 1e-30)).reshape(labels.shape[0], -1).mean(-1)
-
-
-def _computed(names: tuple[str, ...], total: Mapping[str, Any]) -> dict[str, Any]:
-    results: dict[str, Any] = {}
-    for name in names:
-        results |= METRICS[name].compute(total[name])
-    return results
 
 
 def _scores(results: list[dict[str, Any]], examples: dict[str, np.ndarray]) -> Scores:

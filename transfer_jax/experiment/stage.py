@@ -33,6 +33,7 @@ from transfer_jax.experiment.passages import (
 )
 from transfer_jax.experiment.spec import StageSpec
 from transfer_jax.experiment.staying import inherited_methods, kept_methods
+from transfer_jax.experiment.task_sampling import by_task, check_labels, make_plans
 from transfer_jax.models.depth import parameter_blocks
 from transfer_jax.models.domains import main_statistics, with_domains
 from transfer_jax.objectives import COMBINATION_PARAMETERS, COMBINATIONS, GRADIENT_RULES
@@ -100,8 +101,8 @@ class ReadyStage:
         return place((state, constants), self.shardings(state, constants))
 
     def seeds(self, seeds: tuple[int, ...]) -> dict[str, Any]:
-        """Numbers that decide every draw of the stage, uint32 [S]: see `train_step`."""
-        return {"data": np.asarray(seeds, np.uint32), "step": _salted(seeds, self.name)}
+        """Numbers that decide every draw of the stage, uint32 [S], and its plans: see `train_step`."""
+        return {"data": np.asarray(seeds, np.uint32), "step": _salted(seeds, self.name), **self.program.plans(seeds)}
 
 
 def _salted(seeds: tuple[int, ...], text: str) -> np.ndarray:
@@ -135,9 +136,11 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
         mixing=style_mixing(spec, assembly.model, streams, where),
         weighted=weighted_streams(spec, streams, where), carried=functools.partial(first_carried, terms, streams),
         noise=make_noise(spec.weight_noise, parts.trainable, f"{where}.weight_noise") if spec.weight_noise else None,
-        log_every=assembly.spec.log_every, members=assembly.spec.members, **_averaging(spec, parts, defaults))
+        plans=make_plans(bound, streams, steps, name, f"{where}.objective"), log_every=assembly.spec.log_every,
+        members=_members(assembly.spec.members, bound), **_averaging(spec, parts, defaults))
     _check_program(program, where)
     check_terms(terms, spec, where)
+    check_labels(terms, streams, where)
     looks_back = spec.weight_noise is not None or any(term.needs_start for term in terms)
     inherited = tuple(path for path in shapes if path.startswith(tuple(
         f"{PREFIX}{method}/" for method in inherited_methods(assembly.spec, name))))
@@ -269,12 +272,21 @@ def _bind_update(update: UpdateSpec, terms: list[Term], parts: Partition, assemb
     groups = frozenset(parts.groups if update.groups is None else update.groups)
     for group in groups - set(parts.groups):
         raise unknown("group", group, parts.groups, f"{where}, groups of an update")
-    rule, combine = None, None
+    rule, combine, alternatives = None, None, ()
+    if update.sampling is not None:
+        inputs = {stream: tuple(spec.inputs) for stream, spec in assembly.spec.streams.items()}
+        alternatives = tuple(_bind_update(*one, parts, assembly, where)
+                             for one in by_task(update, terms, parts, inputs, where))
     if update.combine.kind in GRADIENT_RULES:
         rule = bind(GRADIENT_RULES, update.combine, "combination", where, supplied=("gradients", "key"))
     else:
         combine = _bind_combination(update.combine, terms, where)
-    return Update(tuple(terms), groups, update.repeats, combine, rule)
+    return Update(tuple(terms), groups, update.repeats, combine, rule, alternatives)
+
+
+def _members(how: str, bound: Sequence[tuple[UpdateSpec, Sequence[Term]]]) -> str:
+    """How seeds run together. One after the other where each chooses its own task: vmapped, a choice computes all."""
+    return "map" if how == "auto" and any(update.sampling for update, _ in bound) else how
 
 
 def _bind_combination(combine: Component, terms: list[Term], where: str) -> Callable:

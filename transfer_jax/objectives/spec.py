@@ -45,12 +45,17 @@ class TermSpec(Component):
 
 
 class UpdateSpec(Spec):
-    """One optimizer step: which terms, how their losses combine, which groups move and how often."""
+    """One optimizer step: which terms, how their losses combine, which groups move and how often.
+
+    With `sampling` a step trains one task, drawn from shares that follow from the sizes of their data (a kind of
+    `sampling.SAMPLINGS`): its terms and those of no task run, and groups that these do not reach stay.
+    """
 
     terms: dict[str, TermSpec]
     groups: tuple[str, ...] | None = None  # None: every group that trains
     repeats: int = Field(default=1, ge=1)
     combine: Component = Component(kind="fixed")
+    sampling: Component | None = None
 
 
 class ObjectiveSpec(Spec):
@@ -58,17 +63,21 @@ class ObjectiveSpec(Spec):
 
     terms: dict[str, TermSpec] = {}
     combine: Component = Component(kind="fixed")
+    sampling: Component | None = None
     updates: tuple[UpdateSpec, ...] = ()
 
     @model_validator(mode="after")
     def _one_form(self) -> ObjectiveSpec:
         if self.terms and self.updates:
             raise ValueError("give either 'terms' (one update) or 'updates', not both")
+        if self.updates and self.sampling:
+            raise ValueError("'sampling' belongs to one update; write it there")
         return self
 
     @property
     def ordered(self) -> tuple[UpdateSpec, ...]:
-        return self.updates or ((UpdateSpec(terms=self.terms, combine=self.combine),) if self.terms else ())
+        one = UpdateSpec(terms=self.terms, combine=self.combine, sampling=self.sampling)
+        return self.updates or ((one,) if self.terms else ())
 
     def streams(self) -> list[str]:
         """Names of the streams that the terms read, in order of first use."""
