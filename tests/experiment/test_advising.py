@@ -10,9 +10,8 @@ from tiny_experiment import ROOT, command, config, read_json, write_config
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import build
 from transfer_jax.evaluation.probes import Row
+from transfer_jax.experiment.advice import Evidence, advise
 from transfer_jax.experiment.advising import (
-    Evidence,
-    advise,
     recipe_reference,
     setting_of,
     shortened,
@@ -21,12 +20,13 @@ from transfer_jax.experiment.advising import (
 )
 from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec
+from transfer_jax.training.checkpoint import Checkpoints
 
 
-def evidence(accuracies, examples=300, classes=10, distance=None):
+def evidence(accuracies, examples=300, classes=10, distance=None, chance=0.1):
     rows = {f"stage{i}": Row("logistic", value, value - 0.05, value + 0.05, examples)
             for i, value in enumerate(accuracies, 1)}
-    return Evidence(examples, classes, rows, accuracies[-1] - 0.1, distance, {"logme": 0.5})
+    return Evidence(examples, classes, chance, rows, accuracies[-1] - 0.1, distance, {"logme": 0.5})
 
 
 @pytest.mark.parametrize(("accuracies", "examples", "situation", "recipe"), [
@@ -34,13 +34,22 @@ def evidence(accuracies, examples=300, classes=10, distance=None):
     ([0.5, 0.8, 0.6], 300, "small_different", "truncate(tap=stage2)"),
     ([0.3, 0.5, 0.8], 3000, "large_similar", "lp_ft"),
     ([0.5, 0.8, 0.6], 3000, "large_different", "situation(data=large_different)"),
-    ([0.5, 0.801, 0.8], 300, "small_similar", "linear_probe")])  # within the error
+    ([0.5, 0.801, 0.8], 300, "small_similar", "linear_probe"),  # within the error
+    ([0.12, 0.11, 0.13], 300, "small_different", "situation(data=large_different)"),  # no better than chance
+    ([0.12, 0.11, 0.118], 3000, "large_similar", "lp_ft"),  # better, though by little: the error is smaller
+    ([0.11, 0.1, 0.105], 3000, "large_different", "situation(data=large_different)")])
 def test_the_four_situations(accuracies, examples, situation, recipe):
     found = advise(evidence(accuracies, examples))
     assert (found.situation, found.recipe) == (situation, recipe) and found.candidates[0] == recipe
     assert len(set(found.candidates)) == len(found.candidates) >= 3
     assert f"{examples} examples of 10 classes" in found.reasons[0]
     assert advise(evidence(accuracies, examples), small=1).situation.startswith("large")
+
+
+def test_chance_is_the_share_of_the_most_frequent_class():
+    told = advise(evidence([0.3, 0.71, 0.72], chance=0.7))
+    assert told.recipe == "situation(data=large_different)" and "tell nothing" in told.reasons[2]
+    assert advise(evidence([0.3, 0.71, 0.72], chance=0.1)).recipe == "linear_probe"
 
 
 def test_a_distance_is_told_where_it_was_measured():
@@ -130,12 +139,33 @@ def test_a_network_of_ones_own_gets_advice_for_each_seed_beside_the_files_of_its
     assert f"seed 1: {second['situation'].replace('_', ', ')}, {second['recipe']}" in done.stdout
 
 
+def test_candidates_are_tried_from_the_network_of_the_run_and_the_best_on_held_out_examples_is_advised(run):
+    done = command("advise", "--run", f"{run}@pretrain", "--stream", "few", "--verify", "--steps", "2")
+    assert done.returncode == 0, done.stderr
+    told = read_json(run / "advice" / "few.json")
+    first, second = told["advice"].values()
+    assert set(first["verified"]) == set(first["candidates"])
+    for one in (first, second):
+        means = {recipe: np.mean(found) for recipe, found in one["verified"].items()}
+        assert means[one["recipe"]] == max(means.values()) and len(next(iter(one["verified"].values()))) == 2
+    folder = run / "advice" / "verify" / "few" / "linear_probe"
+    config = read_json(folder / "config.json")
+    stage = config["stages"]["linear_probe"]
+    assert stage["init"] == f"checkpoint:{run}@pretrain" and stage["new"] == ["heads/.*"] and stage["steps"] == 2
+    assert [config["streams"][name]["within"] for name in ("few", "check")] == ["[:80%]", "[80%:]"]
+    before = Checkpoints(run / "checkpoints" / "pretrain").restore()[1]["state"]["trainable"]
+    kept = Checkpoints(folder / "checkpoints" / "linear_probe").restore()[1]["constants"]["frozen"]
+    assert kept and all(np.array_equal(leaf, before[path]) for path, leaf in kept.items())
+
+
 @pytest.mark.parametrize(("flags", "words"), [
     (("--run", "RUN"), "--run and --stream belong together"), (("--stream", "few"), "give either --config"),
     (("--run", "RUN", "--stream", "fewer"), "did you mean 'few'?"),
     (("--run", "RUN", "--stream", "test"), "unknown stream 'test' in the stages that learn"),
     (("--run", "RUN@pretrian", "--stream", "few"), "did you mean 'pretrain'?"),
-    (("--run", "RUN", "--stream", "few", "--verify"), "a run is as it was trained"),
+    (("--run", "RUN", "--stream", "few", "--share", "1"), "a run is as it was trained"),
+    (("--run", "RUN", "--stream", "few", "--verify"), "needs --steps N"),
+    (("--run", "RUN", "--stream", "few", "--steps", "3"), "needs --steps N"),
     (("--run", "RUN", "--stream", "few", "--small", "0"), "--small 0"),
     (("--run", "RUN", "--stream", "few", "--source", "fw"), "unknown stream 'fw'"),
     (("--run", "NOWHERE", "--stream", "few"), "holds no run")])

@@ -36,9 +36,10 @@ def workdir(tmp_path):
     return path
 
 
-def advise(path, stream, *recipes):
+def advise(path, stream, *recipes, by_rule=None):
     (path / "advice").mkdir(exist_ok=True)
-    told = {"stream": stream, "advice": {str(seed): {"recipe": recipe} for seed, recipe in enumerate(recipes)}}
+    told = {"stream": stream, "advice": {str(seed): {"recipe": recipe, "candidates": [by_rule or recipe]}
+                                         for seed, recipe in enumerate(recipes)}}
     (path / "advice" / f"{stream}.json").write_text(json.dumps(told))
 
 
@@ -71,6 +72,16 @@ def test_the_table_compares_the_advisor_with_always_the_same_recipe(workdir):
     best = [name for name in METHODS if advice[0].best() == name]
     assert table.rows[1 + METHODS.index(best[0])][1] == "0.000 ± 0.000"
     assert (1 + METHODS.index(best[0]), 1) in table.bold
+
+
+def test_what_was_chosen_after_trying_stands_beside_what_the_rule_chose(workdir):
+    advise(workdir, "train_5", *[FINETUNING] * 3, by_rule=SCRATCH)
+    _, _, advice = opened(workdir)
+    assert (advice[1].by_rule, advice[1].chosen) == ((SCRATCH,) * 3, (FINETUNING,) * 3)
+    rows = {row[0]: row for row in regret_table(advice).rows}
+    rule, tried = (summarize(advice[1].regret([name] * 3)).mean for name in (SCRATCH, FINETUNING))
+    assert rows["the advisor, by its rule alone"][2].startswith(f"{rule:.3f}")
+    assert rows["the advisor, after trying"][2].startswith(f"{tried:.3f}")
 
 
 def test_choices_are_a_column_and_rings(workdir):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from transfer_jax.core.spec import build, plain
 from transfer_jax.evaluation import probes
 from transfer_jax.evaluation.domains import a_distance
 from transfer_jax.evaluation.transferability import FEATURE_SCORES, transferability
+from transfer_jax.experiment.advice import Advice, Evidence, chosen
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.features import extract, fresh_model
 from transfer_jax.experiment.ranking import finetuned
@@ -25,40 +23,10 @@ from transfer_jax.models import build_backbone
 from transfer_jax.models.depth import parameter_blocks
 from transfer_jax.models.model import MAIN
 from transfer_jax.recipes import Setting, expand
+from transfer_jax.recipes.setting import HEAD
 
-SMALL = 100  # examples a class below which a data set counts as small
 MOST_TAPS = 6  # depths at which features are probed
 CHECK = "check"  # the stream that `verify` scores on: a fifth of the training examples
-ALTERNATIVES = {"small": ("linear_probe", "lora(rank=4)", "lp_ft"), "large": ("lp_ft", "layer_decay", "linear_probe")}
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What was measured.
-
-    examples, classes: of the training stream. by_tap: tap -> cross-validated accuracy of a linear probe, input side
-    first. halved: the same on the last tap with half of the examples. distance: proxy A-distance to the source's
-    examples, from 0 (alike) to 2 (told apart without error); None without such a stream. scores: transferability.
-    """
-
-    examples: int
-    classes: int
-    by_tap: Mapping[str, probes.Row]
-    halved: float
-    distance: float | None
-    scores: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Advice:
-    """A recipe with its reasons, and the recipes worth comparing with, best guess first."""
-
-    situation: str
-    recipe: str
-    reasons: tuple[str, ...]
-    candidates: tuple[str, ...]
-    evidence: Evidence
-    verified: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # recipe -> accuracy of each seed
 
 
 def measure(spec: ExperimentSpec, source: str | None = None, cache_folder: Path | None = None) -> Evidence:
@@ -91,63 +59,25 @@ def measure_model(assembly: Assembly, variables: Mapping[str, Any], stream: str 
     if source is not None:
         other = extract(assembly, variables, source, taps[-1:], cache_folder=cache_folder, quiet=quiet)
         distance = a_distance(np.asarray(features.tap(taps[-1])), np.asarray(other.tap(taps[-1])))
-    return Evidence(len(features), classes, by_tap, halved, distance, scores)
+    chance = float(np.bincount(features.y).max() / len(features))
+    return Evidence(len(features), classes, chance, by_tap, halved, distance, scores)
 
 
-def advise(evidence: Evidence, small: int = SMALL) -> Advice:
-    """The situation and its recipe, from the evidence alone.
-
-    Data are small below `small` examples a class. They are like the source if the last features answer as well as
-    any earlier ones do, within one standard error; else the network is best cut where features answer best.
-    """
-    per_class = evidence.examples / evidence.classes
-    last, best = list(evidence.by_tap)[-1], max(evidence.by_tap, key=lambda tap: evidence.by_tap[tap].accuracy)
-    top, top_best = evidence.by_tap[last].accuracy, evidence.by_tap[best].accuracy
-    error = math.sqrt(max(top_best * (1 - top_best), 1e-12) / evidence.examples)
-    size = "small" if per_class < small else "large"
-    similar = top >= top_best - error
-    recipe = {("small", True): "linear_probe", ("small", False): f"truncate(tap={best})",
-              ("large", True): "lp_ft", ("large", False): "situation(data=large_different)"}[size, similar]
-    reasons = [
-        f"{evidence.examples} examples of {evidence.classes} classes, {per_class:.0f} a class: "
-        f"{'few' if size == 'small' else 'many'} (the line is drawn at {small})",
-        f"with half of them a linear probe answers {evidence.halved:.3f} right, with all {top:.3f}: more data "
-        f"{'would still help' if top - evidence.halved > error else 'would change little'}",
-        f"the last features ({last}) answer {top:.3f} right, "
-        + (f"as well as those of any depth within the error of {error:.3f}: what the source taught fits" if similar
-           else f"those of {best} {top_best:.3f}: later layers are about the source")]
-    if evidence.distance is not None:
-        reasons.append(f"a linear classifier tells source and target apart at a distance of {evidence.distance:.2f} "
-                       f"(0 alike, 2 without error)")
-    reasons.append(_WHY[size, similar])
-    candidates = dict.fromkeys([recipe, *ALTERNATIVES[size]])
-    situation = f"{size}_{'similar' if similar else 'different'}"
-    return Advice(situation, recipe, tuple(reasons), tuple(candidates), evidence)
+def verify(advice: Advice, with_recipe: Callable[[str], Mapping[str, Any]], folder: Path, share: float) -> Advice:
+    """The same with the candidates trained for `share` of the length of `with_recipe(recipe)`, on four fifths of the
+    training examples, and scored on the rest; the recipe becomes the best, the earlier one of equals."""
+    return chosen(advice, try_out(advice.candidates, with_recipe, folder, share))
 
 
-_WHY = {
-    ("small", True): "few examples cannot move many parameters well, and need not: train a linear head on frozen "
-                     "features",
-    ("small", False): "few examples cannot move many parameters well: cut the network where its features fit best and "
-                      "train a head there",
-    ("large", True): "enough examples to move everything, and features worth keeping: train the head first, then all "
-                     "of it gently",
-    ("large", False): "enough examples to move everything, and features that must change: start from the pretrained "
-                      "values and train all of it at one rate"}
+def try_out(recipes: Sequence[str], with_recipe: Callable[[str], Mapping[str, Any]], folder: Path, share: float = 1.0,
+            ) -> dict[str, tuple[float, ...]]:
+    """Recipe -> accuracy of each seed on the held-out fifth, trained in a folder of its own below `folder`."""
+    return {recipe: finetuned(shortened(with_recipe(recipe), share), folder / _folder_name(recipe))
+            for recipe in recipes}
 
 
-def verify(advice: Advice, reference: str, overrides: Sequence[str], folder: Path, share: float) -> Advice:
-    """The same with the candidates trained for `share` of the config's length on four fifths of the training examples
-    and scored on the rest; the recipe becomes the best, the earlier one of equals."""
-    found: dict[str, tuple[float, ...]] = {}
-    for recipe in advice.candidates:
-        spec = shortened(with_recipe(reference, overrides, recipe), share)
-        found[recipe] = finetuned(spec, folder / "".join(c if c.isalnum() else "_" for c in recipe).strip("_"))
-    means = {recipe: float(np.mean(values)) for recipe, values in found.items()}
-    best = max(means, key=lambda recipe: -math.inf if math.isnan(means[recipe]) else means[recipe])
-    reason = f"trained briefly, {best} answers {means[best]:.3f} of the held-out fifth right" + (
-        "" if best == advice.recipe else f", {advice.recipe} {means[advice.recipe]:.3f}")
-    return dataclasses.replace(advice, recipe=best, reasons=(*advice.reasons, reason), verified=found)
+def _folder_name(recipe: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in recipe).strip("_")
 
 
 def with_recipe(reference: str, overrides: Sequence[str], recipe: str) -> dict[str, Any]:
@@ -163,6 +93,25 @@ def recipe_reference(reference: str, recipe: str) -> str:
     path, _, arg = reference.partition(":")
     kept = [item for item in arg.split(",") if item and not item.startswith("recipe=")]
     return f"{path}:{','.join([*kept, f'recipe={recipe}'])}"
+
+
+def on_network(spec: ExperimentSpec, folder: Path, stage: str, stream: str, steps: int, recipe: str) -> dict[str, Any]:
+    """The config in which a recipe goes on for `steps` steps, with a new head, from what a stage of the run in `folder`
+    left; rates and optimizer are those of the run's first stage that learns from the stream."""
+    _, task = trained_on(spec, stream)
+    first = next(found for found in spec.stages.values() if stream in dict(_supervised(found)))
+    start = f"checkpoint:{folder}@{stage}"
+    told = Setting(plain(spec.model.backbones[MAIN].model_dump()), {}, task,
+                   spec.tasks[task].model_dump(exclude={"head", "class_names_from"}),
+                   plain(spec.model.heads[spec.tasks[task].head].model_dump()), stream=stream, evaluate=(), steps=steps,
+                   lr=first.lr, start=start, stage={"optimizer": plain(first.optimizer.model_dump())})
+    found = expand(recipe, told)
+    for each in found["stages"].values():
+        if each.get("init") == start:
+            each["new"] = (HEAD,)
+    values = plain(spec.model_dump(exclude_none=True))
+    values["streams"] = {stream: values["streams"][stream]}
+    return {**values, **found, "export": None}
 
 
 def takes_recipe(reference: str) -> bool:

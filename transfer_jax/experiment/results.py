@@ -107,10 +107,10 @@ def from_checkpoint(reference: str, select: str, shapes: Mapping[str, Any], stat
         raise UserError(f"init=checkpoint:{reference} lacks {len(wrong)} parameters of this model, or has them in "
                         f"another shape ({', '.join(wrong[:4])}{', ...' if len(wrong) > 4 else ''}); name what is "
                         f"meant to be new in the stage's 'new'")
-    expected = {path: leaf.shape for path, leaf in flatten(stats).items()}
-    found = {path: tuple(leaf.shape[1:]) for path, leaf in flatten(batch_stats).items()}
-    if found != {path: tuple(shape) for path, shape in expected.items()}:
+    expected, found = flatten(stats), flatten(batch_stats)
+    if any(path not in found or tuple(found[path].shape[1:]) != tuple(leaf.shape) for path, leaf in expected.items()):
         raise UserError(f"init=checkpoint:{reference}: its BatchNorm statistics do not fit this model")
+    batch_stats = unflatten({path: found[path] for path in expected})
     kept = {path: params[path] for path in shapes if path not in renewed}
     return jax.tree.map(lambda leaf: _for_members(leaf, members, reference), (kept, batch_stats))
 

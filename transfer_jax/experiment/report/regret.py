@@ -28,12 +28,14 @@ class Advised:
         x, evaluated: the column of the report, and the stream that was scored.
         tried: name of the row -> accuracy of each seed [S].
         chosen: name of the row that was advised, of each seed.
+        by_rule: the same before any recipe was tried (see `advise --verify`).
     """
 
     x: Any
     evaluated: str
     tried: Mapping[str, np.ndarray]
     chosen: tuple[str, ...]
+    by_rule: tuple[str, ...]
 
     def best(self, lower: bool = False) -> str:
         """The row with the best mean: chosen after the fact, so that regret is rather too large than too small."""
@@ -69,7 +71,8 @@ def _advised(run: Run, table: Pivot, advice: Mapping[str, Any]) -> Advised:
                and table.layout.metric in result.metrics and result.stream in table.layout.streams]
     by_recipe = {result.tags["recipe"]: result for result in results}
     recipes = [one["recipe"] for one in advice["advice"].values()]
-    strange = [recipe for recipe in recipes if recipe not in by_recipe]
+    first = [one.get("candidates", [one["recipe"]])[0] for one in advice["advice"].values()]
+    strange = [recipe for recipe in (*recipes, *first) if recipe not in by_recipe]
     if strange:
         raise UserError(f"{strange[0]} was advised for {advice['stream']}, but {run.path} has not tried it; add it to "
                         f"the recipes of the config")
@@ -79,7 +82,7 @@ def _advised(run: Run, table: Pivot, advice: Mapping[str, Any]) -> Advised:
                         f"give it again")
     return Advised(x_value(results[0].tags, table.layout.x), results[0].stream,
                    {names[recipe]: result.metrics[table.layout.metric] for recipe, result in by_recipe.items()},
-                   tuple(names[recipe] for recipe in recipes))
+                   tuple(names[recipe] for recipe in recipes), tuple(names[recipe] for recipe in first))
 
 
 def _row(table: Pivot, result: Result) -> str:
@@ -107,9 +110,12 @@ def with_choices(table: Table, advice: Sequence[Advised], evaluated: str) -> Tab
 
 
 def regret_table(advice: Sequence[Advised], lower: bool = False) -> Table:
-    """Regret of the advisor, and of taking each recipe always; a column a situation, and their mean."""
+    """Regret of the advisor (where it tried recipes, before and after), and of taking each recipe always; a column a
+    situation, and their mean."""
     always = [row for row in advice[0].tried if all(row in one.tried for one in advice)]
-    choices = {"the advisor": [one.chosen for one in advice],
+    tried = any(one.chosen != one.by_rule for one in advice)
+    choices = {"the advisor" + ", by its rule alone" * tried: [one.by_rule for one in advice],
+               **({"the advisor, after trying": [one.chosen for one in advice]} if tried else {}),
                **{f"always {row}": [(row,) * len(one.chosen) for one in advice] for row in always}}
     values = {name: np.stack([one.regret(rows, lower) for one, rows in zip(advice, chosen, strict=True)])
               for name, chosen in choices.items()}
