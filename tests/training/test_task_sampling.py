@@ -62,8 +62,8 @@ def test_a_loss_is_the_mean_over_labelled_examples(partly, accumulate):
 
 def test_gradients_are_those_of_the_labelled_examples(partly):
     """Accumulated or not, a step goes the same way; and it does not depend on what stands for a missing label."""
-    after = [trained(single(partly / "partly.npz", {"optimizer": SGD, "lr": 0.1, "steps": 5, "accumulate": parts})).after
-             for parts in (1, 4)]
+    stage = {"optimizer": SGD, "lr": 0.1, "steps": 5}
+    after = [trained(single(partly / "partly.npz", {**stage, "accumulate": parts})).after for parts in (1, 4)]
     for path, leaf in after[0].trainable.items():
         np.testing.assert_allclose(leaf, after[1].trainable[path], atol=2e-6, err_msg=path)
 
@@ -93,7 +93,7 @@ def test_metrics_leave_out_examples_without_a_label(partly, digits_file):
 
 
 def test_a_task_without_labels_is_named_before_training(partly):
-    with pytest.raises(UserError, match="the task 'digits' has no labels.*in any of its streams .train"):
+    with pytest.raises(UserError, match="the task 'digits' needs labels.*none in any of its streams .train"):
         start(single(partly / "none.npz", {}))
 
 
@@ -103,7 +103,9 @@ def two_tasks(file, sampling, steps=40, changes=None, **stage):
     groups = {"partition": (("backbone/.*", "trunk"), ("heads/digits/.*", "digits"), ("heads/other/.*", "other")),
               "groups": {"trunk": {}, "digits": {}, "other": {}}}
     terms = {"digits": DIGITS, "other": {"kind": "task", "task": "other", "stream": "few"}}
-    return single(file, {**groups, "steps": steps, "evaluate": {"few": ("other", "digits")}, "objective": {"terms": terms, "sampling": sampling}, **stage}, {
+    entries = {**groups, "steps": steps, "evaluate": {"few": ("other", "digits")},
+               "objective": {"terms": terms, "sampling": sampling}, **stage}
+    return single(file, entries, {
         "model.heads.other": {"kind": "linear"}, "tasks.other": {"kind": "classification", "head": "other"},
         "streams.few": {"data": {"kind": "arrays", "path": str(file)}, "split": "train[:40]", "batch_size": 8},
         **(changes or {})})

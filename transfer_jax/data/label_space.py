@@ -52,9 +52,10 @@ def unite(parts: Sequence[tuple[str, Names]], classes: str | Mapping[str, Names]
         problems += _collisions(part, names, one)
         found = [one.get(name, name) for name in names]
         named.append([None if name in left_out else name for name in found])
+    renamed = {one.get(old, old) for (_, names), one in zip(parts, renames, strict=True) for old in names} - {None}
     for name in left_out:
-        if not any(name in (one.get(old, old) for old in names) for (_, names), one in zip(parts, renames, strict=True)):
-            raise unknown("class", name, sorted({name for _, names in parts for name in names}), f"{where}.left_out")
+        if name not in renamed:
+            raise unknown("class", name, sorted(renamed), f"{where}.left_out")
     if not isinstance(classes, str):
         named, united = _mapped(parts, named, classes, problems)
     else:
@@ -117,8 +118,8 @@ def _alike(parts: Sequence[tuple[str, Names]], named: Sequence[Sequence[str | No
                 for b in filter(None, second):
                     apart = a in second or b in first or (a in explicit and b in explicit)
                     if a != b and not apart and _differ_in_form(a, b):
-                        found.setdefault((b, a), f"{b!r} of {parts[j][0]!r} and {a!r} of {parts[i][0]!r} differ in form "
-                                                 f"alone (rename one, or write both names down if they are two classes)")
+                        found[b, a] = (f"{b!r} of {parts[j][0]!r} and {a!r} of {parts[i][0]!r} differ in form alone "
+                                       f"(rename one, or write both names down if they are two classes)")
     return list(found.values())
 
 

@@ -74,8 +74,8 @@ def mixture(mix: Component, dataset: Dataset, indices: np.ndarray, where: str) -
         raise UserError(f"{where}: 'mix' needs a data set of kind 'merge', whose parts it could mix; leave it out")
     names = dataset.domain_names
     if len(set(names)) < len(names):
-        raise UserError(f"{where}: 'mix' has to tell the parts apart, but they are called {', '.join(names)}; give each "
-                        f"its own 'domain'")
+        raise UserError(f"{where}: 'mix' has to tell the parts apart, but they are called {', '.join(names)}; give "
+                        f"each its own 'domain'")
     sizes = np.stack([np.bincount(dataset.domains[rows], minlength=len(names)) for rows in indices])
     shares = np.zeros_like(sizes)
     for member, count in enumerate(sizes):
@@ -85,6 +85,6 @@ def mixture(mix: Component, dataset: Dataset, indices: np.ndarray, where: str) -
         bound = bind(MIXTURES, mix, "kind of mixture", f"{where}, mix", supplied=("sizes", "names"))
         shares[member] = places(bound(sizes=count.astype(np.float64), names=names), int(count.sum()))
         if not shares[member].all():
-            raise UserError(f"{where}: the share of the part {names[int(np.argmin(shares[member]))]!r} is less than one "
-                            f"example in an epoch of {count.sum()}; give it more")
+            raise UserError(f"{where}: the share of the part {names[int(np.argmin(shares[member]))]!r} is less than "
+                            f"one example in an epoch of {count.sum()}; give it more")
     return sizes.astype(np.int32), shares.astype(np.int32)

@@ -34,8 +34,8 @@ def check_labels(terms: Sequence[Term], streams: Mapping[str, Any], where: str) 
         own = [term for term in terms if term.spec.kind == "task" and term.spec.task == task]
         names = dict.fromkeys(term.spec.roles[role] for term in own for role in term.labelled_roles)
         if names and not any(labelled_examples(streams[name], own[0].label_key) for name in names):
-            raise UserError(f"{where}.objective: the task {task!r} has no labels ({own[0].label_key!r}) in any of its "
-                            f"streams ({', '.join(names)}); name a labelled stream, or set the task's 'label'")
+            raise UserError(f"{where}.objective: the task {task!r} needs labels ({own[0].label_key!r}), but has none in "
+                            f"any of its streams ({', '.join(names)}); name a labelled stream, or set the task's 'label'")
     for term in terms:
         for role in term.labelled_roles:
             partly = f"known/{term.label_key}" in streams[term.spec.roles[role]].example_shapes
@@ -51,8 +51,8 @@ def by_task(update: UpdateSpec, terms: Sequence[Term], parts: Partition, inputs:
     that they reach. `inputs`: stream -> the backbones that it feeds."""
     tasks = _tasks(terms)
     if len(tasks) < 2:
-        raise UserError(f"{where}.sampling chooses among tasks, but the terms are of {len(tasks)}; leave it out, or give "
-                        f"the terms their 'task'")
+        raise UserError(f"{where}.sampling chooses among tasks, but the terms are of {len(tasks)}; leave it out, or "
+                        f"give the terms their 'task'")
     if update.combine.kind in GRADIENT_RULES:
         raise UserError(f"{where}: with 'sampling' a step has the gradient of one task, and {update.combine.kind!r} "
                         f"nothing to combine; use one of the two")
@@ -60,7 +60,8 @@ def by_task(update: UpdateSpec, terms: Sequence[Term], parts: Partition, inputs:
     for task in tasks:
         own = [term for term in terms if term.spec.task in (task, None)]
         reached = {f"heads/{head}/" for term in own for head in term.heads} | {"peft/"}
-        reached |= {f"{backbone}/" for term in own for stream in term.spec.roles.values() for backbone in inputs[stream]}
+        streams = {stream for term in own for stream in term.spec.roles.values()}
+        reached |= {f"{backbone}/" for stream in streams for backbone in inputs[stream]}
         reached |= {f"objective/log_variances/{term.name}" for term in own}
         groups = [group for group in (update.groups or parts.groups)
                   if any(path.startswith(tuple(reached)) for path, name in parts.group_of.items() if name == group)]
@@ -91,7 +92,7 @@ def make_plans(updates: Sequence[tuple[UpdateSpec, Sequence[Term]]], streams: Ma
     several = [stream for i, (_, _, read, _) in enumerate(drawn) for _, _, other, _ in drawn[:i]
                for stream in set().union(*read.values()) & set().union(*other.values())]
     if several:
-        raise UserError(f"{where}: two updates sample tasks of the stream {several[0]!r}; give each a stream of its own")
+        raise UserError(f"{where}: two updates sample tasks of the stream {several[0]!r}; give each its own stream")
 
     def plans(seeds: tuple[int, ...]) -> dict[str, Any]:
         tables: dict[str, Any] = {}

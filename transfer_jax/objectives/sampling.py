@@ -36,7 +36,7 @@ def annealed(sizes: np.ndarray, names: Sequence[str], progress: np.ndarray, *, f
 
     Args:
       progress: float64 [T], from 0 to 1 through the stage.
-      epochs: E, the number of equal parts of the stage in each of which a is constant; None: it goes down at every step.
+      epochs: E, the number of equal parts of the stage in each of which a is constant; None: it falls at every step.
 
     Returns:
       float64 [T, P].

@@ -65,7 +65,7 @@ def head_outputs(task: TaskSpec, class_names: tuple[str, ...] = ()) -> int:
 
 
 def metric_batch(task: TaskSpec, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The entries of `batch` that metrics read, with the task's labels under `label`; examples without one have weight 0.
+    """The entries of `batch` that metrics read: the task's labels under `label`, and weights, 0 for one not known.
 
     Raises:
       UserError: if the batch has no such labels.

@@ -21,6 +21,7 @@ from transfer_jax.core.members import over_members
 from transfer_jax.core.mesh import shard_batch
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.models.model import Model
+from transfer_jax.objectives.reduction import scaled_by_mass
 from transfer_jax.objectives.wiring import Term, call_term, labelled_mass
 from transfer_jax.params.optimizer_tree import apply_groups
 from transfer_jax.params.partition import Partition
@@ -235,8 +236,8 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
         for term in update.terms:
             value, extra, kept = call_term(term, context)
             if masses[term.name] is not None:
-                value, extra = _by_mass((value, extra), labelled_mass(term, batches), masses[term.name],
-                                        program.accumulate)
+                value, extra = scaled_by_mass((value, extra), labelled_mass(term, batches), masses[term.name],
+                                              program.accumulate)
                 metrics[term.name + STEPS] = (masses[term.name] > 0).astype(jnp.float32)
             metrics[term.name] = value
             metrics |= {f"{term.name}/{name}": jax.lax.stop_gradient(v) for name, v in extra.items()}
@@ -259,13 +260,6 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
     trainable, opt_state = apply_groups(program.optimizer(constants.rates), grads, state.opt_state, state.trainable,
                                         program.partition, groups, metrics["loss"])
     return state._replace(trainable=trainable, opt_state=opt_state, **side._asdict()), metrics
-
-
-def _by_mass(values: Any, mass: jax.Array, total: jax.Array, parts: int) -> Any:
-    """Values over labelled examples of one of `parts` micro-batches, scaled so that their mean over the micro-batches
-    is the value over all labelled examples: a micro-batch has more of them than another. 0 where there is none."""
-    share = 1.0 if parts == 1 else parts * mass / jnp.where(total > 0, total, 1.0)
-    return jax.tree.map(lambda value: jnp.where(mass > 0, value * share, 0.0), values)
 
 
 def _averaged_model(program: Program, constants: Constants, state: State) -> tuple[Flat, Any]:

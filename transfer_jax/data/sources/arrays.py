@@ -82,8 +82,8 @@ def _check(parts: Mapping[str, np.ndarray], where: str) -> None:
         if array.shape != wanted:
             raise UserError(f"{where}: {kind!r} has the shape {array.shape}, but the images call for {wanted}")
         if array.dtype.kind not in "iu" or array.min(initial=0) < (-1 if kind == "label" else 0):
-            raise UserError(f"{where}: {kind!r} must hold whole numbers from 0 (a label that is not known is -1); it is "
-                            f"{array.dtype}, from {array.min(initial=0)}")
+            raise UserError(f"{where}: {kind!r} must hold whole numbers from 0, and -1 for a label that is not known; "
+                            f"it is {array.dtype}, from {array.min(initial=0)}")
 
 
 def _highest(array: np.ndarray) -> int:
