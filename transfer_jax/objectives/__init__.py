@@ -10,10 +10,10 @@ from transfer_jax.objectives.balancing import fixed, initial_log_variances, pcgr
 from transfer_jax.objectives.class_confusion import class_confusion
 from transfer_jax.objectives.clusters import cluster_cross_entropy
 from transfer_jax.objectives.conditional import conditional_adversarial
-from transfer_jax.objectives.discrepancy import classifier_discrepancy, margin_disparity
+from transfer_jax.objectives.discrepancy import classifier_discrepancy, margin_disparity, sliced_discrepancy
 from transfer_jax.objectives.distillation import co_tuning, delta, distillation, features_to_start
 from transfer_jax.objectives.fair_weights import fairgrad, nash_mtl
-from transfer_jax.objectives.feature_norms import feature_norm
+from transfer_jax.objectives.feature_norms import feature_norm, hard_feature_norm
 from transfer_jax.objectives.generalization import group_dro, irm_penalty, risk_variance
 from transfer_jax.objectives.gradient_directions import aligned_mtl, conflict_free, imtl_g
 from transfer_jax.objectives.gradient_surgery import grad_drop, gradvac, gradvac_start
@@ -36,6 +36,7 @@ from transfer_jax.objectives.moving_weights import (
     grad_norm,
     grad_norm_start,
 )
+from transfer_jax.objectives.multi_source import multi_source_adversarial
 from transfer_jax.objectives.open_set import open_set_adversarial
 from transfer_jax.objectives.regularizers import entropy, ewc, information_maximization, l2_norm, l2_to_start
 from transfer_jax.objectives.self_training import (
@@ -90,13 +91,16 @@ TERMS = {
     "confusion": confusion,
     "conditional_adversarial": conditional_adversarial,
     "classifier_discrepancy": classifier_discrepancy,
+    "sliced_discrepancy": sliced_discrepancy,
     "margin_disparity": margin_disparity,
     "open_set_adversarial": open_set_adversarial,
+    "multi_source_adversarial": multi_source_adversarial,
     "wasserstein_critic": wasserstein_critic,
     "wasserstein_distance": wasserstein_distance,
     "deep_coral": deep_coral,
     "batch_spectral_penalization": batch_spectral_penalization,
     "feature_norm": feature_norm,
+    "hard_feature_norm": hard_feature_norm,
     "central_moments": central_moments,
     "mmd": mmd,
     "joint_mmd": joint_mmd,
