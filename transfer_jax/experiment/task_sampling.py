@@ -10,7 +10,7 @@ import numpy as np
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component
-from transfer_jax.objectives import GRADIENT_RULES
+from transfer_jax.objectives import COMBINATION_CARRIED, GRADIENT_RULES
 from transfer_jax.objectives.sampling import draw_plan, shares_over_time
 from transfer_jax.objectives.spec import UpdateSpec
 from transfer_jax.objectives.wiring import Term
@@ -34,8 +34,9 @@ def check_labels(terms: Sequence[Term], streams: Mapping[str, Any], where: str) 
         own = [term for term in terms if term.spec.kind == "task" and term.spec.task == task]
         names = dict.fromkeys(term.spec.roles[role] for term in own for role in term.labelled_roles)
         if names and not any(labelled_examples(streams[name], own[0].label_key) for name in names):
-            raise UserError(f"{where}.objective: the task {task!r} needs labels ({own[0].label_key!r}), but has none in "
-                            f"any of its streams ({', '.join(names)}); name a labelled stream, or set the task's 'label'")
+            raise UserError(f"{where}.objective: the task {task!r} needs labels ({own[0].label_key!r}), but has none "
+                            f"in any of its streams ({', '.join(names)}); name a labelled stream, or set the task's "
+                            f"'label'")
     for term in terms:
         for role in term.labelled_roles:
             partly = f"known/{term.label_key}" in streams[term.spec.roles[role]].example_shapes
@@ -53,8 +54,8 @@ def by_task(update: UpdateSpec, terms: Sequence[Term], parts: Partition, inputs:
     if len(tasks) < 2:
         raise UserError(f"{where}.sampling chooses among tasks, but the terms are of {len(tasks)}; leave it out, or "
                         f"give the terms their 'task'")
-    if update.combine.kind in GRADIENT_RULES:
-        raise UserError(f"{where}: with 'sampling' a step has the gradient of one task, and {update.combine.kind!r} "
+    if update.combine.kind in (*GRADIENT_RULES, *COMBINATION_CARRIED):
+        raise UserError(f"{where}: with 'sampling' a step has the loss of one task, and {update.combine.kind!r} "
                         f"nothing to combine; use one of the two")
     found = []
     for task in tasks:
@@ -79,6 +80,7 @@ def make_plans(updates: Sequence[tuple[UpdateSpec, Sequence[Term]]], streams: Ma
     sampled = [(number, update, terms) for number, (update, terms) in enumerate(updates) if update.sampling]
     always = {stream for update, terms in updates for term in terms for stream in term.spec.roles.values()
               if not (update.sampling and term.spec.task)}
+    always |= {stream for update, _ in updates for stream in update.lookahead.values()}
     drawn = []
     for number, update, terms in sampled:
         tasks = _tasks(terms)
