@@ -93,7 +93,7 @@ def test_metrics_leave_out_examples_without_a_label(partly, digits_file):
 
 
 def test_a_task_without_labels_is_named_before_training(partly):
-    with pytest.raises(UserError, match="the task 'digits' needs labels.*none in any of its streams .train"):
+    with pytest.raises(UserError, match="the task 'digits' needs labels.*none in any of its streams 'train'"):
         start(single(partly / "none.npz", {}))
 
 
