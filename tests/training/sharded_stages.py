@@ -30,6 +30,8 @@ CHANGES = {
     "vit": {"model.backbones.backbone": VIT},
     "adversarial": {"model.backbones.backbone.norm": "batch", **ADVERSARIAL},
     "multitask": MULTITASK,
+    "ruled": {**MULTITASK, "stages.only.objective": {**MULTITASK["stages.only.objective"],
+                                                     "combine": {"kind": "cagrad"}, "on_bad_task": "skip"}},
     "accumulated": {"model.backbones.backbone": VIT, "stages.only.accumulate": 2, "precision": "bfloat16"},
     "frozen": {"model.backbones.backbone": VIT, "frozen_sharding": ((".*", "replicate"),),
                "stages.only.partition": (("backbone/(patches|block0)/.*", "frozen"), (".*", "all")),

@@ -62,7 +62,7 @@ class Feeds:
     _iterators: dict[str, Iterator[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = dict.fromkeys(stream for update in self.program.updates for stream in update.streams)
+        names = dict.fromkeys(stream for update in self.program.updates for stream in update.fed)
         absent = {name: self.program.streams[name] for name in names if name not in self.on_device}
         self._iterators = {name: stream.host_batches(self.start, own_slots(self.program.mesh, stream.spec.batch_size))
                            for name, stream in absent.items()}
