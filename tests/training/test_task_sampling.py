@@ -254,3 +254,18 @@ def test_terms_without_a_task_run_at_every_step(digits_file):
         assert 0 < own.sum() < 8
         np.testing.assert_allclose(found.metrics["loss"][own],
                                    factor * found.metrics[name][own] + found.metrics["small"][own], rtol=1e-5)
+
+
+def test_parts_of_merged_data_are_scored_beside_the_whole(digits_file):
+    part = {"kind": "arrays", "path": str(digits_file), "split": "test"}
+    merged = {"kind": "merge", "parts": ({**part, "split": "test[:25]", "domain": "a"},
+                                         {**part, "split": "test[25:]", "domain": "b"})}
+    spec = single(digits_file, {"steps": 1}, {"streams.test": {"data": merged, "batch_size": 8}})
+    after = trained(spec).after
+    scores = Evaluators(Assembly(spec)).scores(spec.stages["only"], dict(after.trainable), after.batch_stats,
+                                               examples=True)["test"]
+    right = scores.examples["prediction"] == scores.examples["label"]
+    found = {name: scores.metrics[name][0] for name in ("accuracy", "accuracy/a", "accuracy/b", "cross_entropy/a")}
+    assert found["accuracy"] == right.mean() and found["accuracy/a"] != found["accuracy/b"]
+    assert (found["accuracy/a"], found["accuracy/b"]) == (right[:25].mean(), right[25:].mean())
+    np.testing.assert_allclose(found["cross_entropy/a"], scores.examples["loss"][:25].mean(), rtol=1e-5)

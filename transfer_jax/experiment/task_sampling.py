@@ -35,8 +35,8 @@ def check_labels(terms: Sequence[Term], streams: Mapping[str, Any], where: str) 
         names = dict.fromkeys(term.spec.roles[role] for term in own for role in term.labelled_roles)
         if names and not any(labelled_examples(streams[name], own[0].label_key) for name in names):
             raise UserError(f"{where}.objective: the task {task!r} needs labels ({own[0].label_key!r}), but has none "
-                            f"in any of its streams {', '.join(map(repr, names))}; name a labelled one (are they set to "
-                            f"labelled=False?), or set the task's 'label'")
+                            f"in any of its streams {', '.join(map(repr, names))}; name a labelled one (is any "
+                            f"set to labelled=False?), or set the task's 'label'")
     for term in terms:
         for role in term.labelled_roles:
             partly = f"known/{term.label_key}" in streams[term.spec.roles[role]].example_shapes
