@@ -10,7 +10,7 @@ import sklearn.metrics as sk
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.evaluation import METRICS
-from transfer_jax.evaluation.metrics import accumulate, joined_count, split_count
+from transfer_jax.tasks.metric import accumulate, joined_count, split_count
 
 RNG = np.random.default_rng(0)
 K = 7

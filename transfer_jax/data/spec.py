@@ -25,6 +25,9 @@ class StreamSpec(Spec):
     image just covers them), given `channels`, augmented as values in [0, 1], and normalised by (x - mean) / std. With
     `labelled=False` neither labels nor masks reach a batch.
 
+    `mix` says how often the parts of a data set of kind 'merge' come in training, instead of as often as they have
+    examples: see `mixing.py`.
+
     `follows` names another stream over the same examples: then both draw the same ones in every batch, each with its
     own augmentation, two views of them.
 
@@ -41,6 +44,7 @@ class StreamSpec(Spec):
     split_seed: int | None = None
     domain: str = ""
     follows: str | None = None
+    mix: Component | None = None
     labelled: bool = True
     batch_size: int = pydantic.Field(ge=1)
     inputs: dict[str, str] = {"backbone": "image"}  # backbone -> the batch entry that it reads

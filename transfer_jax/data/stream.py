@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import zlib
@@ -17,10 +18,12 @@ import numpy as np
 from transfer_jax.data import augment, order
 from transfer_jax.data.dataset import Dataset
 from transfer_jax.data.decoding import UnreadableImage
+from transfer_jax.data.mixing import mixture
 from transfer_jax.data.preprocessing import normalise, prepare_image, prepare_mask, preprocessing
 from transfer_jax.data.spec import StreamSpec
 
 Batch = dict[str, Any]
+KNOWN = "known/"  # how the batch entries begin that say which examples have a label
 
 
 @dataclasses.dataclass
@@ -117,7 +120,15 @@ class Stream:
 
     def drawn(self, step: int, seed: int, slots: np.ndarray | None = None) -> np.ndarray:
         """Host form of the draw: positions in a row of `indices`, int32 [batch] (or one per slot)."""
-        return order.draw(step, self.spec.batch_size, self.size, self.order_seed(seed), slots)
+        if self.spec.mix is None:
+            return order.draw(step, self.spec.batch_size, self.size, self.order_seed(seed), slots)
+        sizes, shares = (table[self.seeds.index(seed)] for table in self.mixture)
+        return order.draw_mixed(step, self.spec.batch_size, sizes, shares, self.order_seed(seed), slots)
+
+    @functools.cached_property
+    def mixture(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of merged data that are mixed: examples of each part, and places of each in an epoch, int32 [S, P]."""
+        return mixture(self.spec.mix, self.dataset, self.indices, f"stream {self.name!r}")
 
     def _finish(self, batch: Batch, augment_seed: Any = None, step: Any = None, slots: Any = None,
                 per_example: bool = True) -> Batch:
@@ -141,7 +152,11 @@ class Stream:
 
 def read_example(dataset: Dataset, row: int, spec: StreamSpec, native_size: bool = False) -> dict[str, np.ndarray]:
     """One example ready to be batched: `image` uint8 [H,W,C], `index` int32, and what the stream may show of `label`
-    int32, `mask` int32 [H,W], `domain` int32. `native_size` leaves the size to an augmentation that crops."""
+    int32, `mask` int32 [H,W], `domain` int32. `native_size` leaves the size to an augmentation that crops.
+
+    Where the data set is `partial` in a kind of label, every example also says whether its own is known, `known/<kind>`
+    float32 1 or 0; one that is not known is 0.
+    """
     description = preprocessing(spec)
     if native_size:
         description["image_size"] = None
@@ -152,6 +167,11 @@ def read_example(dataset: Dataset, row: int, spec: StreamSpec, native_size: bool
         example["label"] = np.asarray(loaded["label"], np.int32)
     if spec.labelled and "mask" in loaded:
         example["mask"] = prepare_mask(loaded["mask"], description)
+    for kind in sorted(dataset.partial) if spec.labelled else ():
+        known = kind in example and (kind != "label" or example[kind] >= 0)
+        if not known:
+            example[kind] = np.zeros(example["image"].shape[:2] if kind == "mask" else (), np.int32)
+        example[KNOWN + kind] = np.asarray(known, np.float32)
     if dataset.domains is not None:
         example["domain"] = np.asarray(dataset.domains[row], np.int32)
     return example

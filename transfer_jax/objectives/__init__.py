@@ -58,6 +58,7 @@ from transfer_jax.objectives.supervised import (
 from transfer_jax.objectives.transport import joint_transport
 from transfer_jax.objectives.virtual_adversarial import virtual_adversarial
 from transfer_jax.objectives.wasserstein import wasserstein_critic, wasserstein_distance
+from transfer_jax.tasks import TASK_TERMS
 
 TERMS = {
     "cross_entropy": cross_entropy,
@@ -109,6 +110,7 @@ TERMS = {
     "irm_penalty": irm_penalty,
     "risk_variance": risk_variance,
     "group_dro": group_dro,
+    **TASK_TERMS,
 }
 
 # How losses become one; `objectives/combining.py` says what such a function may ask for.

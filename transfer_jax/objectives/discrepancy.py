@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from transfer_jax.core.errors import UserError
+from transfer_jax.core.reduction import weighted_mean
 from transfer_jax.layers.gradient import reverse_gradient
 from transfer_jax.objectives.adversarial import reversal_scale
-from transfer_jax.objectives.reduction import weighted_mean
 
 
 def classifier_discrepancy(task_logits: jax.Array, logits: jax.Array, weights: jax.Array, *,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from transfer_jax.core.reduction import weighted_mean
 from transfer_jax.objectives.lengths import example_lengths
-from transfer_jax.objectives.reduction import weighted_mean
 
 
 def feature_norm(features: jax.Array, weights: jax.Array, *, step: float = 1.0) -> jax.Array:

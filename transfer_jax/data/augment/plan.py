@@ -63,6 +63,9 @@ class Plan:
         """Raises where an augmentation cannot serve the data."""
         if "mask" in example and "mixup" in self.names:
             raise UserError(f"{where}: mixup cannot mix masks; use cutmix or remove it")
+        if self.batch and any(key.startswith("known/") for key in example):
+            raise UserError(f"{where}: some of its examples have no label, and {self.names[-1]} would mix them with "
+                            f"others; remove it")
 
 
 def make_plan(device: Mapping[str, Callable], host: Mapping[str, Callable], batch: Mapping[str, Callable],
