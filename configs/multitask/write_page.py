@@ -28,12 +28,13 @@ DRAWN = ("MGDA", "FAMO")  # whose weights and gradients the page shows
 
 
 def joined(runs: list[Run]) -> Run:
-    """One run of the stages of all; stages of one name are the first run's."""
+    """One run of the finished stages of all; stages of one name are the first run's."""
     stages, results, metrics = {}, [], []
     for run in runs:
-        results += [result for result in run.results if result.stage not in stages]
-        metrics += [line for line in run.metrics if line["stage"] not in stages]
-        stages |= {name: facts for name, facts in run.stages.items() if name not in stages}
+        new = {name: facts for name, facts in run.stages.items() if name not in stages}
+        results += [result for result in run.results if result.stage in new]
+        metrics += [line for line in run.metrics if line["stage"] in new]
+        stages |= new
     return dataclasses.replace(runs[0], name=NAME, stages=stages, results=results, metrics=metrics)
 
 

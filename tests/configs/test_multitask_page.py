@@ -34,7 +34,9 @@ def invented(name, ways):
 def test_runs_are_joined_and_become_one_section(script):
     runs = [invented("combinations", {"trained alone": 0.5, "fixed": 0.6, "FAMO": 0.4}),
             invented("combinations_more", {"fixed": 0.9, "MGDA": 0.7})]
+    runs[0].metrics.append({"kind": "train", "stage": "MGDA", "step": 1, "metrics": {}})  # broken off in that one
     run = script.joined(runs)
+    assert [line["step"] for line in run.metrics if line["stage"] == "MGDA"] == [1, 2] and run.metrics[-1]["metrics"]
     assert list(run.stages) == ["trained alone", "fixed", "FAMO", "MGDA"] and len(run.results) == 8
     text = script.section(run)
     assert "| fixed | 0.650" in text and "| MGDA | 0.750" in text  # the first run's, where both have a way

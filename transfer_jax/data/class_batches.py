@@ -33,8 +33,10 @@ def class_table(labels: np.ndarray, members: np.ndarray) -> dict[str, np.ndarray
     places, starts, counts = [], [], []
     for rows in members:
         own = labels[rows]
-        places.append(np.argsort(own, kind="stable").astype(np.int32))
-        count = np.unique(own, return_counts=True)[1]
+        known = own >= 0
+        # Examples whose class is not known stand behind all others, where no class points to.
+        places.append(np.lexsort((own, ~known)).astype(np.int32))
+        count = np.unique(own[known], return_counts=True)[1]
         counts.append(count.astype(np.int32))
         starts.append((np.cumsum(count) - count).astype(np.int32))
     if len({len(count) for count in counts}) > 1:
@@ -68,7 +70,8 @@ def check(labels: np.ndarray | None, classes_per_batch: int, batch: int, members
     if batch % classes_per_batch:
         raise UserError(f"{where}: batch_size {batch} is no multiple of classes_per_batch {classes_per_batch}; change "
                         f"one of them")
-    found = len(np.unique(labels[members[0]]))
+    own = labels[members[0]]
+    found = len(np.unique(own[own >= 0]))
     if found < classes_per_batch:
         raise UserError(f"{where}: classes_per_batch is {classes_per_batch}, but the stream has {found} classes; lower "
                         f"it")

@@ -25,9 +25,9 @@ class StreamSpec(Spec):
     image just covers them), given `channels`, augmented as values in [0, 1], and normalised by (x - mean) / std. With
     `labelled=False` neither labels nor masks reach a batch.
 
-    `classes_per_batch`: every batch holds so many classes, with equally many examples of each (of labelled data).
-
-    `boxes`: how many boxes of an image have room in a batch; None: boxes stay away.
+    `mix` says how often the parts of a data set of kind 'merge' come in training, instead of as often as they have
+    examples: see `mixing.py`. `classes_per_batch`: every batch holds so many classes, with equally many examples of
+    each (of labelled data). `boxes`: how many boxes of an image have room in a batch; None: boxes stay away.
 
     `follows` names another stream over the same examples: then both draw the same ones in every batch, each with its
     own augmentation, two views of them.
@@ -45,6 +45,7 @@ class StreamSpec(Spec):
     split_seed: int | None = None
     domain: str = ""
     follows: str | None = None
+    mix: Component | None = None
     labelled: bool = True
     boxes: int | None = pydantic.Field(None, ge=1)
     batch_size: int = pydantic.Field(ge=1)
@@ -83,6 +84,7 @@ class StreamSpec(Spec):
         stds = (self.std,) if isinstance(self.std, float | int) else self.std
         if min(stds, default=0) <= 0:
             raise ValueError(f"std {self.std} must be positive")
-        if self.follows is not None and self.classes_per_batch is not None:
-            raise ValueError("a stream that follows another has its order; leave classes_per_batch out")
+        if self.classes_per_batch is not None and (self.follows is not None or self.mix is not None):
+            raise ValueError("classes_per_batch decides which examples come, and so do 'follows' and 'mix'; leave "
+                             "classes_per_batch out, or these")
         return self

@@ -20,10 +20,12 @@ from transfer_jax.data import augment, class_batches, order
 from transfer_jax.data.boxes import prepare_boxes
 from transfer_jax.data.dataset import Dataset
 from transfer_jax.data.decoding import UnreadableImage
+from transfer_jax.data.mixing import mixture
 from transfer_jax.data.preprocessing import normalise, prepare_image, prepare_mask, preprocessing
 from transfer_jax.data.spec import StreamSpec
 
 Batch = dict[str, Any]
+KNOWN = "known/"  # how the batch entries begin that say which examples have a label
 
 
 @dataclasses.dataclass
@@ -130,7 +132,15 @@ class Stream:
             slots = np.arange(self.spec.batch_size) if slots is None else slots
             return table["places"][class_batches.draw(step, self.spec.classes_per_batch, self.spec.batch_size,
                                                       table["starts"], table["counts"], self.order_seed(seed), slots)]
-        return order.draw(step, self.spec.batch_size, self.size, self.order_seed(seed), slots)
+        if self.spec.mix is None:
+            return order.draw(step, self.spec.batch_size, self.size, self.order_seed(seed), slots)
+        sizes, shares = (table[self.seeds.index(seed)] for table in self.mixture)
+        return order.draw_mixed(step, self.spec.batch_size, sizes, shares, self.order_seed(seed), slots)
+
+    @functools.cached_property
+    def mixture(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of merged data that are mixed: examples of each part, and places of each in an epoch, int32 [S, P]."""
+        return mixture(self.spec.mix, self.dataset, self.indices, f"stream {self.name!r}")
 
     @functools.cached_property
     def class_table(self) -> dict[str, np.ndarray]:
@@ -159,7 +169,11 @@ class Stream:
 
 def read_example(dataset: Dataset, row: int, spec: StreamSpec, native_size: bool = False) -> dict[str, np.ndarray]:
     """One example ready to be batched: `image` uint8 [H,W,C], `index` int32, and what the stream may show of `label`
-    int32, `mask` int32 [H,W], `domain` int32. `native_size` leaves the size to an augmentation that crops."""
+    int32, `mask` int32 [H,W], `domain` int32. `native_size` leaves the size to an augmentation that crops.
+
+    Where the data set is `partial` in a kind of label, every example also says whether its own is known, `known/<kind>`
+    float32 1 or 0; one that is not known is 0.
+    """
     description = preprocessing(spec)
     if native_size:
         description["image_size"] = None
@@ -172,6 +186,11 @@ def read_example(dataset: Dataset, row: int, spec: StreamSpec, native_size: bool
         example["mask"] = prepare_mask(loaded["mask"], description)
     if spec.labelled and spec.boxes:
         example["boxes"] = _boxes_of(loaded, dataset, row, spec, description)
+    for kind in sorted(dataset.partial) if spec.labelled else ():
+        known = kind in example and (kind != "label" or example[kind] >= 0)
+        if not known:
+            example[kind] = np.zeros(example["image"].shape[:2] if kind == "mask" else (), np.int32)
+        example[KNOWN + kind] = np.asarray(known, np.float32)
     if dataset.domains is not None:
         example["domain"] = np.asarray(dataset.domains[row], np.int32)
     return example

@@ -22,6 +22,8 @@ from transfer_jax.tasks import TaskSpec, example_error, metric_batch, predict
 from transfer_jax.tasks.binary import two_logits
 from transfer_jax.tasks.metric import Collected, accumulate
 
+PART = "part of merged data"  # the entry of collected rows that tells it
+
 
 @dataclass
 class Scores:
@@ -80,12 +82,30 @@ class Evaluator:
                         for seed in range(self.members)], _joined(kept))
 
     def _computed(self, total: Mapping[str, Any], parts: list[dict[str, dict[str, np.ndarray]]]) -> dict[str, Any]:
-        """The results of one seed: of its summed states and of the rows that it collected."""
+        """The results of one seed: of its summed states and of the rows that it collected. Of the parts of merged data
+        those that compare runs, as `<result>/<part>`."""
         results: dict[str, Any] = {}
         for name in self.task.metrics:
-            rows = _joined([part[name] for part in parts]) if isinstance(METRICS[name], Collected) else total[name]
-            results |= METRICS[name].compute(rows)
+            metric = METRICS[name]
+            if isinstance(metric, Collected):
+                rows = _joined([part[name] for part in parts])
+                of = rows.pop(PART, None)
+                given = [rows] + [{key: value[of == number] for key, value in rows.items()}
+                                  for number in range(len(self._parts))]
+            else:
+                given = [total[part][name] for part in ("", *self._parts)]
+            whole, *found = [metric.compute(one) for one in given]
+            results |= whole
+            for part, own in zip(self._parts, found, strict=True):
+                results |= {f"{result}/{part}": own[result] for result in metric.better}
         return results
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        """Names of the parts of merged data, which are scored beside the whole."""
+        dataset = self.stream.dataset
+        names = dataset.domain_names if dataset.domains is not None else ()
+        return names if len(set(names)) == len(names) > 1 else ()
 
     def outputs(self, params: Any, batch_stats: Any) -> list[dict[str, np.ndarray]]:
         """Of each seed, for every example in order: `logits` float32 [n, C], `features` float32 [n, D] of the tap and,
@@ -129,16 +149,18 @@ class Evaluator:
         """(summed states by metric, collected rows by metric, what is kept of the examples)."""
         batch, taps, outputs = self._answers(params, batch_stats, feed, number)
         labelled = metric_batch(self.task, batch)
-        states, collected = {}, {}
-        for name in self.task.metrics:
-            metric = METRICS[name]
-            if isinstance(metric, Collected):
-                collected[name] = {**metric.rows(outputs, labelled), "weight": batch["weight"]}
-            else:
-                states[name] = metric.update(metric.init(self.num_classes), outputs, labelled)
+        metrics = {name: METRICS[name] for name in self.task.metrics}
+        of_part = {PART: batch["domain"]} if self._parts else {}
+        states: dict[str, Any] = {}
+        for number, part in enumerate(("", *self._parts)):
+            own = labelled["weight"] * (batch["domain"] == number - 1) if part else labelled["weight"]
+            states[part] = {name: metric.update(metric.init(self.num_classes), outputs, {**labelled, "weight": own})
+                            for name, metric in metrics.items() if not isinstance(metric, Collected)}
+        collected = {name: {**metric.rows(outputs, labelled), **of_part, "weight": labelled["weight"]}
+                     for name, metric in metrics.items() if isinstance(metric, Collected)}
         found = predict(self.task, outputs)
         rows = {"prediction": found["prediction"], "label": labelled["label"], "index": batch["index"],
-                "weight": batch["weight"]}
+                "weight": labelled["weight"]}
         if "confidence" in found:
             rows["confidence"] = found["confidence"]
         error = example_error(self.task, outputs, labelled["label"])

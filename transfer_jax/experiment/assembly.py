@@ -64,12 +64,12 @@ class Assembly:
         if self.spec.streams[other].follows is not None:
             raise UserError(f"{where}: {other!r} follows {self.spec.streams[other].follows!r} itself; name that one")
         mine, theirs = self.stream(name), self.stream(other)
-        same = ((mine.spec.data, mine.spec.split, mine.spec.batch_size)
-                == (theirs.spec.data, theirs.spec.split, theirs.spec.batch_size)
+        same = ((mine.spec.data, mine.spec.split, mine.spec.mix, mine.spec.batch_size)
+                == (theirs.spec.data, theirs.spec.split, theirs.spec.mix, theirs.spec.batch_size)
                 and np.array_equal(mine.indices, theirs.indices))
         if not same:
             raise UserError(f"{where}: {name!r} and {other!r} differ in their examples or batch sizes; give them the "
-                            f"same data, split, selection and batch_size")
+                            f"same data, split, selection, mix and batch_size")
 
     def feed(self, name: str) -> Any:
         """The stream's data, placed on the devices once for all stages; None for a stream from the host."""

@@ -31,6 +31,7 @@ from transfer_jax.experiment.passages import (
 )
 from transfer_jax.experiment.spec import StageSpec
 from transfer_jax.experiment.staying import inherited_methods, kept_methods
+from transfer_jax.experiment.task_sampling import by_task, check_labels, make_plans
 from transfer_jax.models.depth import parameter_blocks
 from transfer_jax.models.domains import main_statistics, with_domains
 from transfer_jax.objectives import COMBINATION_PARAMETERS
@@ -97,8 +98,8 @@ class ReadyStage:
         return place((state, constants), self.shardings(state, constants))
 
     def seeds(self, seeds: tuple[int, ...]) -> dict[str, Any]:
-        """Numbers that decide every draw of the stage, uint32 [S]: see `train_step`."""
-        return {"data": np.asarray(seeds, np.uint32), "step": _salted(seeds, self.name)}
+        """Numbers that decide every draw of the stage, uint32 [S], and its plans: see `train_step`."""
+        return {"data": np.asarray(seeds, np.uint32), "step": _salted(seeds, self.name), **self.program.plans(seeds)}
 
 
 def _salted(seeds: tuple[int, ...], text: str) -> np.ndarray:
@@ -121,7 +122,8 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
     defaults = GroupDefaults(spec.optimizer, spec.lr, spec.schedule, spec.warmup_steps, spec.weight_decay)
     # Numbering the blocks traces the networks, so only a stage that asks for it pays.
     decayed = depths(assembly, shapes) if any(g.layer_decay != 1 for g in parts.groups.values()) else {}
-    updates = tuple(_bind_update(update, number, found, parts, spec.accumulate, f"{where}.objective")
+    inputs = {stream: tuple(opened.spec.inputs) for stream, opened in streams.items()}
+    updates = tuple(_bind_update(update, number, found, parts, inputs, spec.accumulate, f"{where}.objective")
                     for number, (update, found) in enumerate(bound))
     program = Program(
         model=dataclasses.replace(assembly.model, stochastic_norm=spec.stochastic_norm), streams=streams,
@@ -134,9 +136,11 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
         mixing=style_mixing(spec, assembly.model, streams, where),
         weighted=weighted_streams(spec, streams, where), carried=functools.partial(first_carried, updates, streams),
         noise=make_noise(spec.weight_noise, parts.trainable, f"{where}.weight_noise") if spec.weight_noise else None,
-        log_every=assembly.spec.log_every, members=assembly.spec.members, **_averaging(spec, parts, defaults))
+        plans=make_plans(bound, streams, steps, name, f"{where}.objective"), log_every=assembly.spec.log_every,
+        members=_members(assembly.spec.members, bound), **_averaging(spec, parts, defaults))
     _check_program(program, where)
     check_terms(terms, spec, where)
+    check_labels(terms, streams, where)
     looks_back = spec.weight_noise is not None or any(term.needs_start for term in terms)
     inherited = tuple(path for path in shapes if path.startswith(tuple(
         f"{PREFIX}{method}/" for method in inherited_methods(assembly.spec, name))))
@@ -264,16 +268,26 @@ def total_steps(spec: StageSpec, streams: Mapping[str, Any]) -> int:
     return max(1, math.ceil(examples / first.spec.batch_size))
 
 
-def _bind_update(update: UpdateSpec, number: int, terms: list[Term], parts: Partition, accumulate: int,
-                 where: str) -> Update:
+def _bind_update(update: UpdateSpec, number: int, terms: list[Term], parts: Partition,
+                 inputs: Mapping[str, Sequence[str]], accumulate: int, where: str) -> Update:
+    """`inputs`: stream -> the backbones that it feeds."""
     groups = frozenset(parts.groups if update.groups is None else update.groups)
     for group in groups - set(parts.groups):
         raise unknown("group", group, parts.groups, f"{where}, groups of an update")
+    alternatives: tuple[Update, ...] = ()
+    if update.sampling is not None:
+        alternatives = tuple(_bind_update(one, number, own, parts, inputs, accumulate, where)
+                             for one, own in by_task(update, terms, parts, inputs, where))
     combination = make_combination(update.combine, terms, where)
     bound = Update(tuple(terms), groups, update.repeats, combination, f"combine/{number}", update.gradients_of,
-                   update.on_bad_task == "skip", update.lookahead)
+                   update.on_bad_task == "skip", update.lookahead, alternatives)
     check_gradients(combination, bound.gradients_of, bound.streams, bound.lookahead, accumulate, where)
     return bound
+
+
+def _members(how: str, bound: Sequence[tuple[UpdateSpec, Sequence[Term]]]) -> str:
+    """How seeds run together. One after the other where each chooses its own task: vmapped, a choice computes all."""
+    return "map" if how == "auto" and any(update.sampling for update, _ in bound) else how
 
 
 def _check_program(program: Program, where: str) -> None:

@@ -51,12 +51,16 @@ class CombiningSpec(Spec):
     ("shared"; a head gets its own term's gradient), of all that move ("parameters"), or of the features of a tap. With
     `on_bad_task` "skip" a term whose loss or gradient is not finite is left out of that step. `lookahead`: stream ->
     the stream whose batches take its place in a rule that looks ahead.
+
+    With `sampling` a step trains one task, drawn from shares that follow from the sizes of their data (a kind of
+    `sampling.SAMPLINGS`): its terms and those of no task run, and groups that these do not reach stay.
     """
 
     combine: Component = Component(kind="fixed")
     gradients_of: str = "shared"
     on_bad_task: Literal["error", "skip"] = "error"
     lookahead: dict[str, str] = {}
+    sampling: Component | None = None
 
 
 class UpdateSpec(CombiningSpec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -80,7 +81,7 @@ def head_outputs(task: TaskSpec, class_names: tuple[str, ...] = ()) -> int:
 
 
 def metric_batch(task: TaskSpec, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The entries of `batch` that metrics read, with the task's labels under `label`.
+    """The entries of `batch` that metrics read: the task's labels under `label`, and weights, 0 for one not known.
 
     Raises:
       UserError: if the batch has no such labels.
@@ -88,7 +89,8 @@ def metric_batch(task: TaskSpec, batch: Mapping[str, jax.Array]) -> dict[str, ja
     if task.label not in batch:
         raise UserError(f"the task of head {task.head!r} needs the labels {task.label!r}, but the stream gives "
                         f"{', '.join(sorted(batch))}; evaluate on a labelled stream or set the task's 'label'")
-    return {"label": batch[task.label], **({"weight": batch["weight"]} if "weight" in batch else {})}
+    weights = [batch[key] for key in ("weight", f"known/{task.label}") if key in batch]
+    return {"label": batch[task.label], **({"weight": math.prod(weights)} if weights else {})}
 
 
 def predict(task: TaskSpec, outputs: jax.Array) -> dict[str, jax.Array]:

@@ -23,10 +23,12 @@ from transfer_jax.core.mesh import shard_batch
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.models.model import Model
 from transfer_jax.objectives.combining import Combination
-from transfer_jax.objectives.wiring import Term, call_term
+from transfer_jax.objectives.reduction import scaled_by_mass
+from transfer_jax.objectives.wiring import Term, call_term, labelled_mass
 from transfer_jax.params.optimizer_tree import apply_groups
 from transfer_jax.params.partition import Partition
 from transfer_jax.params.peft import PeftSpec, merged
+from transfer_jax.training.choice import STEPS, apply_one
 from transfer_jax.training.forward import Passage, make_context, merge_statistics
 from transfer_jax.training.gradients import (
     Side,
@@ -53,6 +55,7 @@ class Update:
     gradients_of: str = "shared"
     skip_bad: bool = False
     lookahead: Mapping[str, str] = field(default_factory=dict)
+    alternatives: tuple[Update, ...] = ()  # of which a step applies one, by `Program.plans`
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -90,6 +93,7 @@ class Program:
     ema_decay: float | None = None
     ema_warmup: bool = True
     averages: Callable[[Any, Flat], Flat] | None = None  # optimizer state, leaves -> averages that the optimizer keeps
+    plans: Callable[[tuple[int, ...]], dict[str, Any]] = lambda seeds: {}  # choices of alternatives: see `make_plans`
     log_every: int = 50
     members: str = "auto"  # see `over_members`
 
@@ -112,6 +116,16 @@ class Program:
 def weights_name(stream: str) -> str:
     """Under which name the weights of a stream's examples lie in `Constants.statistics`."""
     return f"weights/{stream}"
+
+
+def choices_name(update: int) -> str:
+    """Under which name the choices among an update's alternatives lie in the seeds of a stage."""
+    return f"choices/{update}"
+
+
+def turns_name(stream: str) -> str:
+    """Under which name the seeds of a stage say how many steps have read a stream that not all of them read."""
+    return f"turns/{stream}"
 
 
 def init_state(program: Program, trainable: Flat, batch_stats: Any, rates: Flat, metrics: int) -> State:
@@ -161,18 +175,19 @@ def train_step(program: Program, active: frozenset[str], state: State, constants
 
 def _moved(program: Program, active: frozenset[str], state: State, constants: Constants, feeds: Any, seeds: Any,
            step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-    batches = {name: program.streams[name].batch(feed, seeds["data"], step) for name, feed in feeds.items()}
-    for name in program.weighted:
-        known = constants.statistics[weights_name(name)]
-        batches[name] = {**batches[name], "weight": batches[name]["weight"] * known[batches[name]["position"]]}
-    batches = {name: shard_batch(program.mesh, batch) for name, batch in batches.items()}
+    batches = {name: _batch(program, name, feed, constants, seeds["data"], step) for name, feed in feeds.items()
+               if turns_name(name) not in seeds}
     key = jax.random.fold_in(jax.random.key(seeds["step"]), step)
     metrics: dict[str, jax.Array] = {}
     turn = 0
-    for update in program.updates:
+    for number, update in enumerate(program.updates):
         for _ in range(update.repeats):
-            state, found = _apply_update(program, update, active, state, constants, batches,
-                                         jax.random.fold_in(key, turn), step)
+            own = jax.random.fold_in(key, turn)
+            if update.alternatives:
+                state, found = _apply_alternative(program, update, seeds[choices_name(number)][step], active, state,
+                                                  constants, feeds, batches, seeds, own, step)
+            else:
+                state, found = _apply_update(program, update, active, state, constants, batches, own, step)
             turn += 1
         metrics.update(found)
     if program.ema_decay is not None:
@@ -180,6 +195,32 @@ def _moved(program: Program, active: frozenset[str], state: State, constants: Co
     if program.averages is not None:
         state = state._replace(ema=_ema_targets(program.averages(state.opt_state, state.trainable), state.batch_stats))
     return state, metrics
+
+
+def _batch(program: Program, name: str, feed: Any, constants: Constants, seed: Any, step: jax.Array) -> Any:
+    """The batch of a stream at its own step, with the weights of its examples."""
+    batch = program.streams[name].batch(feed, seed, step)
+    if name in program.weighted:
+        known = constants.statistics[weights_name(name)]
+        batch = {**batch, "weight": batch["weight"] * known[batch["position"]]}
+    return shard_batch(program.mesh, batch)
+
+
+def _apply_alternative(program: Program, update: Update, choice: jax.Array, active: frozenset[str], state: State,
+                       constants: Constants, feeds: Any, batches: Mapping[str, Any], seeds: Any, key: jax.Array,
+                       step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """One of the alternatives of an update. Streams that only some of them read are drawn where they are."""
+    def applied(alternative: Update) -> Callable[[State], tuple[State, dict[str, jax.Array]]]:
+        def run(state: State) -> tuple[State, dict[str, jax.Array]]:
+            own = {name: batches[name] if name in batches else
+                   _batch(program, name, feeds[name], constants, seeds["data"], seeds[turns_name(name)][step])
+                   for name in alternative.streams}
+            state, metrics = _apply_update(program, alternative, active, state, constants, own, key, step)
+            return state, {term.name + STEPS: 1.0 for term in alternative.terms} | metrics
+
+        return run
+
+    return apply_one([applied(alternative) for alternative in update.alternatives], choice, state)
 
 
 def _apply_update(program: Program, update: Update, active: frozenset[str], state: State, constants: Constants,
@@ -191,6 +232,7 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
 
     passages = {name: program.passages.get(name, Passage()) for name in program.streams}
     averaged = _averaged_model(program, constants, state) if program.ema_decay is not None else None
+    masses = {term.name: labelled_mass(term, batches) for term in update.terms}
 
     def losses(side: Side, batches: Any, key: jax.Array, moving: Flat, edits: Any = None) -> tuple[Any, Any]:
         run = moving if program.noise is None else program.noise(moving, constants.initial, jax.random.fold_in(key, 2))
@@ -205,6 +247,10 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
         values, metrics, carried = [], {}, dict(side.carried)
         for term in update.terms:
             value, extra, kept = call_term(term, context)
+            if masses[term.name] is not None:
+                value, extra = scaled_by_mass((value, extra), labelled_mass(term, batches), masses[term.name],
+                                              program.accumulate)
+                metrics[term.name + STEPS] = (masses[term.name] > 0).astype(jnp.float32)
             metrics[term.name] = value
             metrics |= {f"{term.name}/{name}": jax.lax.stop_gradient(v) for name, v in extra.items()}
             values.append(value * term.weight(step, program.total_steps))

@@ -81,6 +81,9 @@ class Plan:
             raise UserError(f"{where}: mixup cannot mix masks; use cutmix or remove it")
         if "boxes" in example and self.batch:
             raise UserError(f"{where}: mixup and cutmix do not know what becomes of boxes; remove them, or 'boxes'")
+        if self.batch and any(key.startswith("known/") for key in example):
+            raise UserError(f"{where}: some of its examples have no label, and {self.names[-1]} would mix them with "
+                            f"others; remove it")
 
 
 def make_plan(device: Mapping[str, Callable], host: Mapping[str, Callable], batch: Mapping[str, Callable],
