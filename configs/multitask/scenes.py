@@ -4,6 +4,17 @@ Scenes of two to five digits on 40x40 pixels carry boxes and a class for every p
 small network reads both; a feature pyramid with the FCOS head finds the digits.
 
     python -m transfer_jax.train --config configs/multitask/scenes.py --workdir DIR
+
+Measured on 2 CPU cores, not always idle: 3 min 28 s, all seeds and arms, report included. Mean ± half width of the 95 %
+interval over 3 seeds; Δm: mean over the tasks of the change in percent against each alone, seed by seed:
+
+                               mAP (COCO)     mean IoU       accuracy       Δm %
+    trained alone              0.127 ± 0.192  0.114 ± 0.100  0.768 ± 0.114  reference
+    together, equal weights    0.226 ± 0.193  0.124 ± 0.120  0.728 ± 0.268  +33.9 ± 49.2
+    together, learned weights  0.207 ± 0.211  0.126 ± 0.120  0.723 ± 0.311  +27.3 ± 44.5
+
+Detection rose in every seed (0.215, 0.095, 0.071 alone; 0.315, 0.171, 0.193 together), yet 3 seeds that differ so much
+leave Δm within its interval. 200 steps are few: the networks are far from trained out.
 """
 
 from __future__ import annotations

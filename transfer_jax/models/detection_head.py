@@ -62,7 +62,7 @@ class DetectionHead(nn.Module, kw_only=True):
         for number, (level, geometry) in enumerate(zip(
                 levels, level_geometry([x.shape[1:3] for x in levels], image_size, self.reach), strict=True)):
             named, boxed = (_tower(level, *parts) for parts in zip(towers, norms, strict=True))
-            scale = self.param(f"scale{number}", nn.initializers.ones, ())
+            scale = self.param(f"scale{number}", nn.initializers.ones, (1,))
             distances = jnp.exp(jnp.minimum(scale * edges(boxed).astype(jnp.float32), LARGEST_EXPONENT))
             rows = [x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
                     for x in (score(named), centre(boxed), distances)]
