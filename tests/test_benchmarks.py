@@ -79,3 +79,13 @@ def test_windows_of_training_with_and_without_saves(tmp_path):
 def test_photographs_are_read_with_augmentation(tmp_path):
     scaling.photographs(tmp_path, 4)
     assert next(scaling.supply(str(tmp_path), 2))["image"].shape == (1, 32, 224, 224, 3)
+
+
+def test_rules_for_gradients_are_compared_with_the_backward_passes_that_they_need():
+    multitask = script("multitask")
+    times = {name: np.full(3, ms) for name, ms in ((multitask.FORWARD, 1.0), (multitask.BACKWARD, 3.0), ("fixed", 4.0),
+                                                   ("famo", 5.0), ("mgda", 10.0))}
+    sides = {name: (None, 3.0 if name == "mgda" else 2.0) for name in times}
+    found = {row[0]: row[1:] for row in multitask.rows(sides, times, tasks=3)}
+    assert found["mgda"] == ("10.00", "2.50 (2.50-2.50)", "1.25 (1.25-1.25)", "1.50")  # 4 + 2 passes of 2
+    assert found["famo"] == ("5.00", "1.25 (1.25-1.25)", "1.25 (1.25-1.25)", "1.00")

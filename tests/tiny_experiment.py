@@ -109,7 +109,8 @@ def trained(spec: ExperimentSpec, stage: str = "only", steps_per_dispatch: int =
     with StopRequest() as stop:
         state = train(ready.program, state, constants, feeds, seeds, 0, names, Cadence(spec.log_every, 0, 0), hooks,
                       stop, steps_per_dispatch)
-    metrics = {name: np.stack([means[name] for means in logged]) for name in names}
+    absent = np.full(len(spec.seeds), np.nan)
+    metrics = {name: np.stack([means.get(name, absent) for means in logged]) for name in names if "#" not in name}
     return Trained(ready, before, jax.device_get(state), constants, metrics, state)
 
 

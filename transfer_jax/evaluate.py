@@ -1,6 +1,7 @@
 """Re-scores a checkpoint of a run: `python -m transfer_jax.evaluate --workdir DIR [--stage S] [--step N | --best]`.
 
-Every stream that the stage evaluates is scored with every metric of its task; the table has one column a seed.
+Every stream that the stage evaluates is scored with every metric of its task, and by the validators of the stage; the
+table has one column a seed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Answers for images: `python -m transfer_jax.predict --workdir DIR --input PATH... [--out FILE.csv|FILE.json]`.
 
 PATH is an image, a folder (searched through) or a glob. Every image gets its class and all probabilities, with exactly
-the preprocessing of training; a segmentation task writes a mask a picture. An image that cannot be read is an error,
-or with --skip_bad a line on stderr.
+the preprocessing of training; a segmentation task writes a mask a picture, a detection task a row a box. An
+image that cannot be read is an error, or with --skip_bad a line on stderr.
 """
 
 from __future__ import annotations

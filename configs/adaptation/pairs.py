@@ -16,10 +16,11 @@ from transfer_jax.recipes import Setting, expand, grafted
 
 RECIPES = {
     "source only": "source_only",
-    "DANN": "dann", "CDAN": "cdan", "CDAN+E": "cdan(entropy=True)", "ADDA": "adda", "MCD": "mcd", "MDD": "mdd",
-    "WDGRL": "wdgrl", "BSP": "bsp", "VADA": "vada",
+    "DANN": "dann", "CDAN": "cdan", "CDAN+E": "cdan(entropy=True)", "ADDA": "adda", "MCD": "mcd", "SWD": "swd",
+    "MDD": "mdd", "WDGRL": "wdgrl", "BSP": "bsp", "VADA": "vada",
     "DAN": "dan", "JAN": "jan", "DSAN": "dsan", "Deep CORAL": "deep_coral", "CMD": "cmd", "DeepJDOT": "deep_jdot",
-    "AFN": "afn", "entropy": "minimum_entropy", "information": "information_maximization", "MCC": "mcc", "BNM": "bnm",
+    "AFN": "afn", "hard AFN": "afn(radius=25.0)", "entropy": "minimum_entropy",
+    "information": "information_maximization", "MCC": "mcc", "BNM": "bnm",
     "pseudo labels": "pseudo_label", "FixMatch": "fixmatch", "FlexMatch": "fixmatch(curriculum=True)",
     "mean teacher": "mean_teacher", "self-ensembling": "self_ensemble",
     "DANN with norms apart": "dsbn", "learned shift": "domain_shift",

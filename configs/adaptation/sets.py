@@ -8,4 +8,4 @@ from transfer_jax.core.config import load_module
 
 _ablation = load_module(Path(__file__).resolve().parents[1] / "ablations" / "transferability.py")
 CLASSES, DATA, WEIGHTS, SOURCES = _ablation.CLASSES, _ablation.DATA, _ablation.WEIGHTS, _ablation.SOURCES
-jpegs = _ablation.jpegs
+jpegs, pacs = _ablation.jpegs, _ablation.pacs

@@ -8,7 +8,6 @@ RUNS holds one folder for each name of `CONFIGS`; those that are not there keep 
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 
 from transfer_jax import command_line
@@ -16,6 +15,7 @@ from transfer_jax.core.errors import UserError
 from transfer_jax.experiment.report import choices, statistics
 from transfer_jax.experiment.report.collect import read_runs
 from transfer_jax.experiment.report.document import result_figures
+from transfer_jax.experiment.report.measured_page import measured_sections, with_sections
 from transfer_jax.experiment.report.pivot import Pivot, layout, pivot
 from transfer_jax.experiment.report.scores import score_tables
 from transfer_jax.experiment.report.tables import Table, to_markdown
@@ -23,12 +23,13 @@ from transfer_jax.experiment.sweeping import finished
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
-BEGIN, END = "<!-- measured -->\n", "<!-- end of measured -->\n"
 # Name of a run -> the config whose docstring tells of it; the first of several runs of one config shows the text.
-CONFIGS = {"mnist_usps": "digits", "usps_mnist": "digits", "mnist_mnistm": "digits", "test_time": "test_time",
-           "selection_bias": "selection_bias", "generalization": "generalization"}
+CONFIGS = {"mnist_usps": "digits", "usps_mnist": "digits", "mnist_mnistm": "digits", "photo_art": "pacs",
+           "photo_sketch": "pacs", "test_time": "test_time", "selection_bias": "selection_bias",
+           "generalization": "generalization"}
 TITLES = {"mnist_usps": "Digits: MNIST to USPS", "usps_mnist": "Digits: USPS to MNIST",
-          "mnist_mnistm": "Digits: MNIST to MNIST-M"}
+          "mnist_mnistm": "Digits: MNIST to MNIST-M", "photo_art": "PACS: photographs to paintings",
+          "photo_sketch": "PACS: photographs to sketches"}
 # Accuracy in percent that tllib's table of digits gives (its git history, commit c607113^; 50,000 steps of batch 128,
 # the best epoch chosen by target labels): MNIST to USPS, USPS to MNIST.
 PUBLISHED = {"source only": (82.1, 74.6), "DANN": (91.7, 95.2), "DAN": (86.0, 89.5), "JAN": (84.0, 86.8),
@@ -87,17 +88,14 @@ def main(arguments: list[str]) -> int:
     if not done:
         raise UserError(f"{folder} holds no finished run ({', '.join(CONFIGS)}); run one first")
     page = DOCS / "adaptation.md"
-    before, _, rest = page.read_text().partition(BEGIN)
-    old, _, after = rest.partition(END)
-    kept = dict(re.findall(r"<!-- run (\w+) -->\n(.*?)(?=<!-- run |\Z)", old, flags=re.S))
-    parts, told = [], set()
+    kept, sections, told = measured_sections(page.read_text()), {}, set()
     for name, config in CONFIGS.items():
         if name in done:
-            parts.append(f"<!-- run {name} -->\n{section(name, folder / name, config not in told)}\n\n")
+            sections[name] = section(name, folder / name, config not in told)
         elif name in kept:
-            parts.append(f"<!-- run {name} -->\n{kept[name]}")
-        told |= {config} if parts and parts[-1].startswith(f"<!-- run {name}") else set()
-    page.write_text(before + BEGIN + "".join(parts) + END + after)
+            sections[name] = kept[name]
+        told |= {config} if name in sections else set()
+    page.write_text(with_sections(page.read_text(), sections))
     print(f"written: {page}")
     return 0
 

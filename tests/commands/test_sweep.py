@@ -5,7 +5,7 @@ from tiny_experiment import command, config, read_json, write_config
 
 from transfer_jax.core.config import load_sweep
 from transfer_jax.core.errors import UserError
-from transfer_jax.experiment.sweeping import run_names
+from transfer_jax.experiment.sweeping import Sweep, run_names
 
 RUNS = ({"stages.pretrain.lr": 0.01}, {"stages.pretrain.lr": -1.0}, {"stages.pretrain.lr": 0.02})
 
@@ -49,9 +49,19 @@ def test_a_sweep_of_failures_is_an_error(tmp_path, digits_file):
     ([{}], ["default"]),
     ([{"a.x": 1}, {"b.x": 1}], ["000_x=1", "001_x=1"]),
     ([{"a.path": "/x y/z", "b": (1, 2)}], ["path=-x-y-z,b=-1,-2"]),
+    ([{"arg": "recipes=DANN with norms apart", "lr": 1}], ["recipes=DANN-with-norms-apart,lr=1"]),
 ])
 def test_run_names_are_readable_distinct_file_names(runs, names):
     assert run_names(runs) == names
+
+
+def test_a_run_may_change_the_argument_of_its_config(tmp_path):
+    path = tmp_path / "one.py"
+    path.write_text("def get_sweep(arg):\n    yield {'arg': 'method=dann', 'lr': 0.1}\n    yield {}\n")
+    runs = Sweep(f"{path}:steps=2", tmp_path, ("seeds=(0,)",))
+    assert [(runs.reference(name), runs.flags(name)) for name in runs.runs] == [
+        (f"{path}:steps=2,method=dann", ["seeds=(0,)", "lr=0.1"]), (f"{path}:steps=2", ["seeds=(0,)"])]
+    assert Sweep(str(path), tmp_path).reference("default") == str(path)
 
 
 def test_an_empty_sweep_is_an_error(tmp_path, digits_file):

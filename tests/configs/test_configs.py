@@ -10,20 +10,22 @@ import pytest
 from PIL import Image
 from tiny_experiment import ROOT, same_leaves
 
-from transfer_jax.core.config import load_config, load_module, load_sweep
+from transfer_jax.core.config import load_config, load_module
 from transfer_jax.core.paths import flatten
 from transfer_jax.core.spec import build, plain
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import prepare
+from transfer_jax.experiment.sweeping import Sweep
 from transfer_jax.training.checkpoint import Checkpoints
 
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py")
                if "def get_config(" in path.read_text())
 ABLATIONS = [path for path in FILES if path.parent.name == "ablations"]
 ADAPTATION = [path for path in FILES if path.parent.name == "adaptation"]
-ONLY_MADE_READY = [*ABLATIONS[1:], *ADAPTATION]
+COMBINATIONS = [path for path in FILES if path.name == "combinations.py"]  # each is trained in tests/training
+ONLY_MADE_READY = [*ABLATIONS[1:], *ADAPTATION, *COMBINATIONS]
 FROM_HALF_A = [path for path in ABLATIONS if path.name != "transferability.py"]  # that has published networks
 FOLDER = os.environ.get("TRANSFER_JAX_DATA", str(ROOT.parent / "shared" / "data"))
 SHARED_DATA = Path(FOLDER) / "datasets" / "mnist"
@@ -160,10 +162,9 @@ def test_the_matrix_also_takes_the_standard_sets(path):
 
 @pytest.mark.parametrize("path", [path for path in FILES if "def get_sweep(" in (ROOT / path).read_text()], ids=str)
 def test_every_run_of_its_sweep_is_a_valid_experiment(path):
-    for run in load_sweep(str(ROOT / path)):
-        overrides = [f"{key}={value!r}" for key, value in run.items()]
-        assert build(ExperimentSpec, load_config(str(ROOT / path), overrides)).stages
-
+    sweep = Sweep(str(ROOT / path), ROOT)
+    for name in sweep.runs:
+        assert build(ExperimentSpec, load_config(sweep.reference(name), sweep.flags(name))).stages
 
 
 

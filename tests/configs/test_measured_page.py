@@ -8,6 +8,7 @@ from tiny_experiment import ROOT
 
 from transfer_jax.core.config import load_module
 from transfer_jax.core.errors import UserError
+from transfer_jax.experiment.report.measured_page import BEGIN, END
 
 
 @pytest.fixture
@@ -30,8 +31,8 @@ def test_a_run_becomes_a_section_and_others_stay(script, digits_file, tmp_path, 
     tiny_experiment.run(values, tmp_path / "runs" / "mnist_usps")
     (tmp_path / "runs" / "mnist_usps" / "report.html").touch()  # as the command leaves it
     page = tmp_path / "docs" / "adaptation.md"
-    page.write_text(page.read_text().partition(script.BEGIN)[0] + script.BEGIN
-                    + "<!-- run test_time -->\nof an earlier day\n\n" + script.END + "after\n")
+    page.write_text(page.read_text().partition(BEGIN)[0] + BEGIN
+                    + "<!-- run test_time -->\nof an earlier day\n\n" + END + "after\n")
     script.main([str(tmp_path / "runs")])
     text = page.read_text()
     assert "### Digits: MNIST to USPS" in text and "| DANN | " in text and "91.7" in text and "last" in text

@@ -129,7 +129,7 @@ def test_arrays_under_other_names_and_labels_of_bytes(tmp_path):
     ({"image": np.zeros((3, 4), np.uint8)}, "has the shape (3, 4)"),
     ({"image": np.zeros((3, 4, 4), np.uint8), "label": np.zeros(2, int)}, "the images call for (3,)"),
     ({"image": np.zeros((3, 4, 4), np.uint8), "label": np.zeros(3)}, "whole numbers"),
-    ({"image": np.zeros((3, 4, 4), np.uint8), "label": np.array([0, -1, 2])}, "whole numbers from 0"),
+    ({"image": np.zeros((3, 4, 4), np.uint8), "label": np.array([0, -2, 2])}, "whole numbers from 0"),
     ({"image": np.full((3, 4, 4), 7.0)}, "reach from 0 to 7"),
     ({"image": np.full((3, 4, 4), np.nan)}, "must lie in [0, 1]"),
     ({"image": np.zeros((3, 4, 4), np.int64)}, "int64"),

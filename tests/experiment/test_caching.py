@@ -18,6 +18,7 @@ from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import fresh_variables, prepare
 from transfer_jax.models import build_backbone
+from transfer_jax.models.taps import Resumed
 
 HEAD = {"partition": (("heads/.*", "head"), (".*", "frozen")), "groups": {"head": {}}}
 TOP = {"partition": (("heads/.*", "head"), ("backbone/stage2.*", "top"), (".*", "frozen")),
@@ -120,6 +121,24 @@ def test_where_a_network_freezes():
     assert moving_parts(["backbone/a/kernel", "peft/x/backbone/b/a", "heads/h/kernel", "other/c/k"], "backbone") == {
         "a", "b"}
     assert freeze_point(dataclasses.replace(backbone, scan=True), {"blocks"}) is None
+
+
+@pytest.mark.parametrize("kind", ["alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet",
+                                  "mobilenet_v1", "mobilenet_v2", "resnet18", "squeezenet1_1", "vgg11"])
+def test_networks_go_on_behind_a_tap(kind):
+    backbone = build_backbone(Component(kind=kind))
+    taps, variables = jax.eval_shape(backbone.init_with_output, jax.random.key(0), backbone.example)
+    tap = backbone.tap_names[len(backbone.tap_names) // 2]
+    later = jax.eval_shape(backbone.apply, variables, Resumed(taps[tap], tap))
+    assert later and tap not in later and {name: taps[name] for name in later} == later
+
+
+def test_a_mobile_network_gives_behind_a_tap_what_it_gives_of_the_image():
+    backbone = build_backbone(Component(kind="mobilenet_v1", width=1 / 32))
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    taps, variables = backbone.init_with_output(jax.random.key(0), images)
+    later = backbone.apply(variables, Resumed(taps["stage3"], "stage3"))
+    np.testing.assert_allclose(later["stage5"], taps["stage5"], rtol=1e-5, atol=1e-6)
 
 
 def test_a_stopped_stage_goes_on_with_the_same_features(digits_file, tmp_path):

@@ -25,3 +25,14 @@ def test_settings_that_came_later_are_no_difference_and_those_that_went_are(tmp_
     (tmp_path / "config.json").write_text(json.dumps({**stored, "gone": 1}))
     with pytest.raises(UserError, match="gone: 1 -> None"):
         Workdir(tmp_path).open(spec, allow_config_change=False)
+
+
+def test_what_a_workdir_tells_of_defaults_is_no_choice(tmp_path, digits_file):
+    term = {"kind": "task", "task": "digits", "stream": "train"}
+    changes = {"stages.head.objective": {"updates": ({"terms": {"digits": term}},)}}
+    spec = build(ExperimentSpec, config(digits_file, changes))
+    Workdir(tmp_path).open(spec, allow_config_change=False)
+    assert Workdir(tmp_path).spec() == spec
+    changes["stages.head.objective"]["combine"] = {"kind": "uncertainty"}
+    with pytest.raises(UserError, match="combine beside 'updates' would do nothing"):
+        build(ExperimentSpec, config(digits_file, changes))

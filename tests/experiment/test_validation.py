@@ -16,6 +16,7 @@ from transfer_jax.evaluation.validators import VALIDATORS
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.evaluators import Evaluators
 from transfer_jax.experiment.report import write_report
+from transfer_jax.experiment.rescoring import rescore
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import fresh_variables
 from transfer_jax.experiment.stage_run import StageRun
@@ -93,6 +94,16 @@ def test_every_evaluation_point_has_all_validators_of_each_seed_and_the_start_to
     assert not any(line["step"] == 0 for line in read_metrics(finished) if line["stage"] == "pretrain")
     assert not any(name.startswith("validator/") for row in read_json(finished / "results.json")
                    for name in row["metrics"])  # no scores, and not comparable over stages
+
+
+def test_a_checkpoint_is_judged_again_as_in_the_run(finished, tmp_path):
+    rescore(finished, "adapt", None, "last", tmp_path / "scores.json")
+    scores = read_json(tmp_path / "scores.json")["photo"]
+    line = next(line for line in read_metrics(finished)
+                if line["stage"] == "adapt" and line.get("stream") == "photo" and line["step"] == 9)
+    assert set(scores) == set(line["metrics"])
+    for name, values in scores.items():
+        np.testing.assert_allclose(values, line["metrics"][name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_best_holds_what_the_validator_prefers_after_the_start(finished):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.objectives.definitions import agrees, finite, softmax
 from transfer_jax.core.errors import UserError
-from transfer_jax.objectives import classifier_discrepancy, margin_disparity
+from transfer_jax.objectives import classifier_discrepancy, margin_disparity, sliced_discrepancy
 
 
 def test_classifier_discrepancy_is_the_difference_of_probabilities():
@@ -42,6 +42,35 @@ def test_equal_heads_have_no_discrepancy_and_the_signs_set_heads_and_encoder_aga
     start, slopes = loss(features, heads), jax.grad(loss, (0, 1))(features, heads)
     assert loss(features - 0.1 * slopes[0], heads) < start  # update C
     assert loss(features, heads + 0.1 * slopes[1]) > start  # update B, weight = -1
+
+
+def test_sliced_discrepancy_compares_sorted_projections():
+    for seed in range(20):
+        rng, key = np.random.default_rng(seed), jax.random.key(seed)
+        batch, classes, projections = rng.integers(1, 7), rng.integers(2, 6), int(rng.integers(1, 5))
+        arrays = {name: rng.normal(size=(batch, classes)) for name in ("task_logits", "logits")}
+        directions = np.asarray(jax.random.normal(key, (classes, projections)), np.float64)
+
+        def definition(x, _, directions=directions, batch=batch, projections=projections):
+            total = 0.0
+            for direction in directions.T / np.linalg.norm(directions, axis=0)[:, None]:
+                first, second = (sorted(softmax(row) @ direction for row in x[name]) for name in x)
+                total += sum((a - b)**2 for a, b in zip(first, second, strict=True))
+            return total / batch / projections
+
+        agrees(functools.partial(sliced_discrepancy, key=key, projections=projections), definition, arrays, seed)
+
+
+def test_sliced_discrepancy_sees_distributions_and_not_examples():
+    rng, key = np.random.default_rng(0), jax.random.key(0)
+    logits = jnp.asarray(rng.normal(size=(9, 4)), jnp.float32)
+    mixed, other = logits[rng.permutation(9)], jnp.asarray(rng.normal(size=(9, 4)), jnp.float32)
+    assert sliced_discrepancy(logits, mixed, key) < 1e-12 < classifier_discrepancy(logits, mixed, jnp.ones(9))
+    np.testing.assert_allclose(sliced_discrepancy(logits, other, key), sliced_discrepancy(mixed, other, key), rtol=1e-5)
+    # The mean over all directions of a squared projection is the squared length over the dimension.
+    first, second = jax.nn.softmax(logits[:1]), jax.nn.softmax(other[:1])
+    many = sliced_discrepancy(logits[:1], other[:1], key, projections=20000)
+    np.testing.assert_allclose(many, jnp.sum(jnp.square(first - second)) / 4, rtol=0.05)
 
 
 def test_padding_counts_for_nothing():
@@ -112,6 +141,10 @@ def test_extreme_scores_keep_value_and_slope_finite(classes):
 def test_misfits_are_one_clear_sentence():
     with pytest.raises(UserError, match="as many outputs"):
         classifier_discrepancy(jnp.ones((2, 3)), jnp.ones((2, 4)), jnp.ones(2))
+    with pytest.raises(UserError, match="as many outputs"):
+        sliced_discrepancy(jnp.ones((2, 3)), jnp.ones((2, 4)), jax.random.key(0))
+    with pytest.raises(UserError, match="projections = 0"):
+        sliced_discrepancy(jnp.ones((2, 3)), jnp.ones((2, 3)), jax.random.key(0), projections=0)
     with pytest.raises(UserError, match="'mean' or 'sum'"):
         classifier_discrepancy(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(2), reduction="max")
     with pytest.raises(UserError, match="outputs of the classifier"):

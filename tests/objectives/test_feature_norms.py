@@ -9,7 +9,7 @@ import pytest
 
 from tests.objectives.definitions import agrees, finite
 from transfer_jax.core.errors import UserError
-from transfer_jax.objectives import batch_spectral_penalization, feature_norm
+from transfer_jax.objectives import batch_spectral_penalization, feature_norm, hard_feature_norm
 
 
 def test_the_value_is_the_squared_step_and_the_slope_lengthens():
@@ -31,6 +31,22 @@ def test_the_value_is_the_squared_step_and_the_slope_lengthens():
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     np.testing.assert_allclose(slope, -2 * features / lengths / 5, rtol=1e-5)
     assert np.all(np.linalg.norm(features - slope, axis=1) > lengths[:, 0])
+
+
+def test_the_hard_form_draws_the_mean_length_to_the_radius():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        shape = (rng.integers(1, 7), *rng.integers(1, 4, rng.integers(1, 4)))
+        weights, radius = rng.integers(1, 4, shape[0]), (25.0, 0.5)[seed % 2]
+
+        def definition(x, _, weights=weights, radius=radius):
+            total = sum(w * np.sqrt(np.sum(row**2)) for w, row in zip(weights, x["features"], strict=True))
+            return (total / weights.sum() - radius)**2
+
+        agrees(functools.partial(hard_feature_norm, weights=jnp.asarray(weights), radius=radius), definition,
+               {"features": rng.normal(size=shape)}, seed)
+    features = np.array([[0.0, 0.0], [3.0, 4.0]])
+    assert finite(functools.partial(hard_feature_norm, weights=jnp.ones(2), radius=2.5), {"features": features}) == 0
 
 
 def test_a_feature_of_length_zero_gets_no_gradient():

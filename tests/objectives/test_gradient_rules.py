@@ -1,6 +1,7 @@
 """Rules that make one gradient of many: against exact solvers, and by the properties that they claim."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +10,39 @@ import pytest
 from scipy.optimize import minimize
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.objectives import GRADIENT_RULES
+from transfer_jax.objectives import COMBINATION_CARRIED, GRADIENT_RULES
 from transfer_jax.objectives.balancing import project_conflicts
+from transfer_jax.objectives.combining import Combination
 from transfer_jax.objectives.fair_weights import fairgrad
 from transfer_jax.objectives.gradient_directions import alignment
 from transfer_jax.objectives.gradient_surgery import grad_drop, vaccinate
 
 SOLVED = ["mgda", "cagrad", "upgrad", "dual_proj", "nash_mtl", "fairgrad", "imtl_g", "config"]
 EQUIVARIANT = [*SOLVED, "aligned_mtl"]
-JITTED = {name: jax.jit(rule) for name, rule in GRADIENT_RULES.items()}
 KEY = jax.random.key(0)
+
+
+def called(name, gradients, **options):
+    """The rule as the engine calls it: (gradient, metrics, what it carries on)."""
+    return JITTED[name](gradients, tuple(sorted(options.items())))
+
+
+def _called(name, gradients, options):
+    count = len(gradients)
+    rule = functools.partial(GRADIENT_RULES[name], **dict(options))
+    reads = tuple(p for p, found in inspect.signature(GRADIENT_RULES[name]).parameters.items()
+                  if found.kind is not found.KEYWORD_ONLY)
+    carried = COMBINATION_CARRIED[name](count) if name in COMBINATION_CARRIED else None
+    if name == "gradvac":  # at its start of 0 it is PCGrad
+        carried = {"targets": jnp.full((count, count), 0.3)}
+    if name == "grad_norm":  # at its start of 1 it is the sum
+        carried |= {"weights": jnp.arange(1.0, count + 1) / count}
+    combination = Combination(name, tuple(map(str, range(count))), {}, rule, reads)
+    return combination(gradients=gradients, losses=jnp.arange(1.0, count + 1), present=jnp.ones(count, bool), key=KEY,
+                       carried=carried, lookahead=lambda direction, weights: direction)
+
+
+JITTED = {name: jax.jit(functools.partial(_called, name), static_argnums=1) for name in GRADIENT_RULES}
 
 
 def drawn(seed, tasks=4, size=12):
@@ -28,9 +52,8 @@ def drawn(seed, tasks=4, size=12):
 def ruled(name, gradients):
     """The gradient and the residual in double precision."""
     with jax.enable_x64(True):
-        found = JITTED[name](jnp.asarray(gradients, jnp.float64), KEY)
-    gradient, metrics = found if isinstance(found, tuple) else (found, {"combination_residual": 0.0})
-    return np.asarray(gradient), float(metrics["combination_residual"])
+        gradient, metrics, _ = called(name, jnp.asarray(gradients, jnp.float64))
+    return np.asarray(gradient), float(metrics.get("combination_residual", 0.0))
 
 
 def on_dual_cone(gradients, vector):
@@ -90,7 +113,7 @@ def test_cagrad_equals_slsqp_of_its_primal():
 def test_fair_gains_are_the_fixed_point(alpha):
     g = drawn(1) * np.array([[1e-2], [1.0], [30.0], [1.0]])
     with jax.enable_x64(True):
-        found, metrics = jax.jit(functools.partial(fairgrad, alpha=alpha))(jnp.asarray(g), KEY)
+        found, metrics = jax.jit(functools.partial(fairgrad, alpha=alpha))(jnp.asarray(g))
     found = np.asarray(found)
     # d = sum_i a_i g_i with a_i = (g_i . d)^-alpha: the weights follow from d, and give d again.
     np.testing.assert_allclose(g.T @ (g @ found) ** -alpha, found, rtol=1e-8, atol=1e-8 * np.linalg.norm(found))
@@ -105,7 +128,7 @@ def test_residuals_are_small_and_claims_hold_at_many_sizes(tasks, size):
         assert residual < 1e-8, name
         if name not in ("cagrad", "imtl_g"):
             assert (g @ found).min() > -1e-8, name
-    with_single = JITTED["mgda"](jnp.asarray(g, jnp.float32), KEY)
+    with_single = called("mgda", jnp.asarray(g, jnp.float32))
     assert with_single[0].dtype == jnp.float32 and with_single[1]["combination_residual"] < 1e-4
 
 
@@ -116,6 +139,47 @@ def test_dependent_gradients_have_projections():
         assert residual < 1e-8 and np.isfinite(found).all(), name
         if name != "cagrad":
             assert (g @ found).min() > -1e-8, name
+
+
+def test_mgda_of_lengths_over_six_decades():
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        for size, single in ((12, True), (3, False)):  # with 3 numbers each, the 6 gradients depend on each other
+            g = rng.normal(size=(6, size)) * 10.0 ** rng.uniform(-3, 3, (6, 1))
+            found, residual = ruled("mgda", g)
+            assert residual < 1e-8
+            norms = np.linalg.norm(g, axis=1)
+            assert ((found @ found - g @ found) / norms / norms.min()).max() < 1e-8
+            if single:
+                np.testing.assert_allclose(called("mgda", jnp.asarray(g, jnp.float32))[0], found,
+                                           atol=2e-3 * np.linalg.norm(found))
+
+
+@pytest.mark.parametrize("name", GRADIENT_RULES)
+def test_a_task_of_gradient_zero_is_no_nan_and_weights_make_the_gradient(name):
+    g = drawn(13)
+    g[1] = 0
+    found, metrics, _ = called(name, jnp.asarray(g, jnp.float32))
+    assert np.isfinite(found).all()
+    if name != "grad_drop":
+        np.testing.assert_allclose(metrics_weights(metrics) @ g, found, atol=1e-4)
+    if name == "mgda":
+        assert not found.any()
+    assert np.isfinite(called(name, jnp.zeros((4, 12)))[0]).all()
+
+
+def metrics_weights(metrics):
+    return np.asarray([metrics[f"weight_{i}"] for i in range(sum(name.startswith("weight_") for name in metrics))])
+
+
+@pytest.mark.parametrize("name", ["mgda", "cagrad", "upgrad", "dual_proj"])
+def test_an_absent_task_counts_as_if_it_were_not_there(name):
+    g = drawn(14)
+    with jax.enable_x64(True):
+        rule, g = jax.jit(GRADIENT_RULES[name]), jnp.asarray(g)
+        without = rule(g[np.array([0, 2, 3])], jnp.ones(3, bool))[0]
+        absent = rule(g.at[1].set(0.0), jnp.asarray([True, False, True, True]))[0]
+    np.testing.assert_allclose(absent, without, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", EQUIVARIANT)
@@ -150,7 +214,7 @@ def test_opposed_gradients_have_no_bargain_and_that_is_said():
     for name in ("nash_mtl", "fairgrad", "imtl_g", "config"):
         for dtype in (np.float32, np.float64):
             with jax.enable_x64(dtype == np.float64):
-                found, metrics = JITTED[name](jnp.asarray(g, dtype), KEY)
+                found, metrics, _ = called(name, jnp.asarray(g, dtype))
             assert np.isnan(found).all() and np.isinf(metrics["combination_residual"]), name
 
 
@@ -173,11 +237,12 @@ def test_equal_projections_cosines_and_aligned_components():
 def test_the_vaccine_turns_to_the_target_and_is_pcgrad_at_zero():
     g = drawn(10).astype(np.float32)
     orders = jnp.asarray([np.random.default_rng(i).permutation(4) for i in range(4)])
-    found, targets = jax.jit(vaccinate)(g, orders, jnp.zeros((4, 4)))
-    np.testing.assert_allclose(found, project_conflicts(g, orders), atol=1e-5)
+    found, weights, targets = jax.jit(vaccinate)(g, orders, jnp.zeros((4, 4)))
+    np.testing.assert_allclose(found, project_conflicts(g, orders)[0], atol=1e-5)
+    np.testing.assert_allclose(weights @ g, found, atol=1e-5)
     assert np.abs(targets).max() <= 0.01 and np.abs(targets).max() > 0
     pair, order = drawn(11, 2).astype(np.float32), jnp.asarray([[1, 0], [0, 1]])
-    total, _ = vaccinate(pair, order, jnp.full((2, 2), 0.6))
+    total, _, _ = vaccinate(pair, order, jnp.full((2, 2), 0.6))
     own = np.linalg.lstsq(pair.T, total, rcond=None)[0] - 1  # what was added of the other gradient
     for i in range(2):
         turned = pair[i] + own[1 - i] * pair[1 - i]
@@ -195,9 +260,10 @@ def test_grad_drop_keeps_one_sign_with_its_probability():
 
 def test_wrong_arguments():
     for rule, named in (("cagrad", {"radius": -1.0}), ("fairgrad", {"alpha": 0.0}), ("grad_drop", {"leak": 2.0}),
-                        ("mgda", {"tolerance": 0.0})):
+                        ("mgda", {"tolerance": 0.0}), ("grad_norm", {"alpha": -1.0}), ("grad_norm", {"lr": 0.0}),
+                        ("gradvac", {"momentum": 2.0}), ("auto_lambda", {"reach": 0.0})):
         with pytest.raises(UserError, match="does not fit"):
-            GRADIENT_RULES[rule](jnp.ones((2, 3)), KEY, **named)
+            called(rule, jnp.ones((2, 3)), **named)
 
 
 @pytest.mark.parametrize("ours, theirs", [("mgda", "MGDA"), ("upgrad", "UPGrad"), ("dual_proj", "DualProj"),

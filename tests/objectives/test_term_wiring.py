@@ -10,13 +10,14 @@ from transfer_jax.objectives.spec import TermSpec
 from transfer_jax.objectives.wiring import make_term
 from transfer_jax.tasks import TaskSpec
 
-ONE = ("classifier_discrepancy", "feature_norm", "information_maximization", "class_confusion", "nuclear_norm",
-       "virtual_adversarial", "pseudo_labels", "irm_penalty", "risk_variance", "group_dro")
+ONE = ("classifier_discrepancy", "sliced_discrepancy", "feature_norm", "hard_feature_norm", "information_maximization",
+       "class_confusion", "nuclear_norm", "virtual_adversarial", "pseudo_labels", "irm_penalty", "risk_variance",
+       "group_dro")
 PAIRS = ("domain_critic", "domain_critic_to_start", "conditional_adversarial", "margin_disparity",
          "wasserstein_critic", "wasserstein_distance", "central_moments", "mmd", "joint_mmd", "local_mmd",
-         "joint_transport", "batch_spectral_penalization")
+         "joint_transport", "batch_spectral_penalization", "multi_source_adversarial")
 VIEWS = ("fixmatch", "flexmatch", "teacher_consistency", "self_ensembling")
-OPTIONS = {name: {"count": 3} for name in ("irm_penalty", "risk_variance", "group_dro")}
+OPTIONS = {name: {"count": 3} for name in ("irm_penalty", "risk_variance", "group_dro", "multi_source_adversarial")}
 
 
 @pytest.mark.parametrize("kind", [*ONE, *PAIRS, *VIEWS, "confusion"])

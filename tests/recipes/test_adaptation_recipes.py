@@ -21,6 +21,9 @@ def setting(**more):
 
 def experiment(digits_file, recipe, **more):
     values = config(digits_file)
+    if recipe.startswith("mdan"):
+        parts = tuple(dict(values["streams"]["train"]["data"], domain=name) for name in ("a", "b"))
+        values["streams"]["train"]["data"] = {"kind": "merge", "parts": parts}
     target = {**values["streams"]["test"], "labelled": False, "domain": "photo"}
     streams = {**values["streams"], "target": target,
                "strong": {**target, "follows": "target", "augment": ({"kind": "noise"},)}}
@@ -33,7 +36,7 @@ def test_no_name_is_used_twice():
     assert not set(RECIPES) & set(ADAPTATION)
 
 
-@pytest.mark.parametrize("recipe", [*ADAPTATION, "cdan(entropy=True)", "fixmatch(curriculum=True)",
+@pytest.mark.parametrize("recipe", [*ADAPTATION, "afn(radius=2.0)", "cdan(entropy=True)", "fixmatch(curriculum=True)",
                                     "dsbn(method=mmd)", "domain_shift(method=dann;taps=('stage1','pooled'))"])
 def test_every_stage_can_be_traced_and_the_target_has_no_labels(digits_file, recipe):
     if recipe == "dsbn(method=mmd)":

@@ -24,6 +24,14 @@ def test_every_kind_fills_its_defaults_with_registered_names(kind):
     assert build(TaskSpec, spec.model_dump()) == spec  # as written to config.json and read back
 
 
+def test_what_kinds_bring_along_replaces_nothing():
+    for registry, brought in ((TERMS, "terms"), (METRICS, "measures")):
+        names = [name for kind in TASKS.values() for name in getattr(kind, brought)]
+        assert len(set(names)) == len(names)
+        assert all(registry[name] is getattr(kind, brought)[name]
+                   for kind in TASKS.values() for name in getattr(kind, brought))
+
+
 def test_what_the_user_says_wins():
     spec = task(kind="classification", metrics=["accuracy"], loss={"kind": "cross_entropy", "label_smoothing": 0.1},
                 label="species", class_names_from="target", outputs=None)

@@ -19,17 +19,20 @@ ADVERSARIAL = {
         "digits": {"kind": "task", "task": "digits", "stream": "train"},
         "domain": {"kind": "domain_adversarial", "streams": {"source": "train", "target": "other"}, "head": "domain"}}}}
 MULTITASK = {
+    "streams.partly": {"data": None, "batch_size": 16, "domain": "plain"},  # half of its examples have no label
     "model.heads.second": {"kind": "linear"},
     "tasks.second": {"kind": "classification", "head": "second"},
     "stages.only.objective": {"terms": {
         "digits": {"kind": "task", "task": "digits", "stream": "train"},
-        "second": {"kind": "task", "task": "second", "stream": "train", "weight": 0.5}},
+        "second": {"kind": "task", "task": "second", "stream": "partly", "weight": 0.5}},
         "combine": {"kind": "uncertainty"}}}
 CHANGES = {
     "cnn": {"model.backbones.backbone.norm": "batch", "model.backbones.backbone.widths": (8, 64), "seeds": (0, 1)},
     "vit": {"model.backbones.backbone": VIT},
     "adversarial": {"model.backbones.backbone.norm": "batch", **ADVERSARIAL},
     "multitask": MULTITASK,
+    "ruled": {**MULTITASK, "stages.only.objective": {**MULTITASK["stages.only.objective"],
+                                                     "combine": {"kind": "cagrad"}, "on_bad_task": "skip"}},
     "accumulated": {"model.backbones.backbone": VIT, "stages.only.accumulate": 2, "precision": "bfloat16"},
     "frozen": {"model.backbones.backbone": VIT, "frozen_sharding": ((".*", "replicate"),),
                "stages.only.partition": (("backbone/(patches|block0)/.*", "frozen"), (".*", "all")),
@@ -44,6 +47,10 @@ def run(data: Path, name: str, mesh: str) -> dict:
     changes |= {"streams.train.batch_size": 16, "stages.only.optimizer": {"kind": "adam"}, "stages.only.lr": 1e-3}
     if "streams.other" in changes:
         changes["streams.other"]["data"] = {"kind": "arrays", "path": str(data)}
+    if "streams.partly" in changes:
+        part = {"kind": "arrays", "path": str(data), "split": "train"}
+        changes["streams.partly"]["data"] = {"kind": "merge", "parts": [
+            {**part, "domain": "known"}, {**part, "domain": "unknown", "arrays": {"train_image": "train_image"}}]}
     count, axes = MESHES[mesh]
     spec = single(data, {}, changes)
     found = trained(spec, mesh=make_mesh(axes, jax.devices()[:count]))

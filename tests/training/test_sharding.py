@@ -21,7 +21,7 @@ from transfer_jax.training.sharding import Layout
 MESHES = ("data", "fsdp", "model", "mixed")
 # One of a kind by default, since each costs seconds of compilation; --all runs every stage on every mesh.
 DEFAULT = {"cnn": ("data", "fsdp"), "vit": ("fsdp", "model"), "adversarial": ("mixed",), "multitask": ("data",),
-           "accumulated": ("mixed",), "frozen": ("fsdp",)}
+           "ruled": ("fsdp",), "accumulated": ("mixed",), "frozen": ("fsdp",)}
 
 
 @pytest.fixture(scope="module")

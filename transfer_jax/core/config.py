@@ -19,6 +19,8 @@ import ml_collections
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.spec import plain
 
+ARG = "arg"  # in a run of a sweep
+
 
 def load_module(path: str | Path) -> ModuleType:
     """Imports a config file by its path."""
@@ -47,12 +49,22 @@ def load_config(reference: str, overrides: Sequence[str] = ()) -> ml_collections
 
 
 def load_sweep(reference: str) -> list[dict[str, Any]]:
-    """The runs that the file's `get_sweep(arg)` yields: each a mapping of override paths to values."""
+    """The runs that the file's `get_sweep(arg)` yields: each a mapping of override paths to values.
+
+    The entry `ARG` is no path: it is what a run adds to the config's own argument (`with_arg`).
+    """
     path, _, arg = reference.partition(":")
     runs = [dict(run) for run in _function(load_module(path), "get_sweep", path)(arg)]
     if not runs:
         raise UserError(f"get_sweep of {path!r} yields no run")
     return runs
+
+
+def with_arg(reference: str, arg: str) -> str:
+    """`FILE.py[:args]` with further arguments; of one that is given twice the last counts."""
+    path, _, first = reference.partition(":")
+    joined = ",".join(filter(None, (first, arg)))
+    return f"{path}:{joined}" if joined else path
 
 
 def _function(module: ModuleType, name: str, path: str) -> Callable:

@@ -10,6 +10,7 @@ from transfer_jax.data.augment import AUGMENTATIONS, BATCH_AUGMENTATIONS, HOST_A
 from transfer_jax.data.dataset import Dataset
 from transfer_jax.data.preprocessing import preprocess_image, preprocessing
 from transfer_jax.data.sources.arrays import arrays_source, from_arrays
+from transfer_jax.data.sources.coco import coco_source
 from transfer_jax.data.sources.files import folder_source, table_source
 from transfer_jax.data.sources.merge import merge_source
 from transfer_jax.data.sources.receipts import sroie_source
@@ -30,6 +31,7 @@ SOURCES = {
     "usps": usps_source,
     "mnistm": mnistm_source,
     "sroie": sroie_source,
+    "coco": coco_source,
     "merge": merge_source,
 }
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,27 +13,34 @@ import numpy as np
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.data.decoding import decode_image, decode_mask
 
+VOID = 255  # the class of pixels that belong to none
+
 
 class Dataset:
     """A fixed, ordered set of examples.
 
     Attributes: `class_names`, the classes of `labels` in the order of their numbers (for data with masks and no
-    labels: the classes of the mask); `labels`, int32 [n] read without decoding an image, or None; `domains`, int32
-    [n] or None, and `domain_names` (merged data only); `label_classes`, the classes of further labels of an example, by
-    their key.
+    labels: the classes of the mask); `box_class_names`, those of boxes; `labels`, int32 [n] read without decoding an
+    image (-1: not known), or None; `domains`, int32 [n] or None, and `domain_names` (merged data only); `partial`, the
+    kinds of label that some of its examples lack.
     """
 
     class_names: tuple[str, ...] = ()
+    box_class_names: tuple[str, ...] = ()
     labels: np.ndarray | None = None
     domains: np.ndarray | None = None
     domain_names: tuple[str, ...] = ()
-    label_classes: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+    @functools.cached_property
+    def partial(self) -> frozenset[str]:
+        return frozenset({"label"} if self.labels is not None and (np.asarray(self.labels) < 0).any() else ())
 
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} defines no length")
 
     def load(self, row: int) -> dict[str, Any]:
-        """`image` uint8 [H,W,C] and, where the data has them, `label` int, `mask` int32 [H,W], `boxes` float32 [k,4].
+        """`image` uint8 [H,W,C] and, where the data has them, `label` int (-1: not known), `mask` int32 [H,W], `boxes`
+        float32 [k,4] (ymin, xmin, ymax, xmax in units of the image) with `box_labels` int32 [k].
 
         Raises UnreadableImage, naming the example, when it cannot be decoded.
         """
@@ -115,7 +121,8 @@ class View(Dataset):
     def __init__(self, parent: Dataset, rows: np.ndarray):
         self._parent, self._rows = parent, np.asarray(rows, np.int64)
         self.class_names, self.domain_names = parent.class_names, parent.domain_names
-        self.label_classes = parent.label_classes
+        self.box_class_names = parent.box_class_names
+        self.partial = parent.partial
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -143,15 +150,18 @@ class View(Dataset):
 class Concatenation(Dataset):
     """Several data sets, one after the other, with one list of classes.
 
-    With `domain_names`, `domains` holds for each row the number of the part that it comes from.
+    With `domain_names`, `domains` holds for each row the number of the part that it comes from. `partial` names labels
+    that some parts have and others lack; parts without classes of their own do not enter the comparison of classes.
     """
 
-    def __init__(self, parts: Sequence[Dataset], domain_names: Sequence[str] = ()):
+    def __init__(self, parts: Sequence[Dataset], domain_names: Sequence[str] = (), partial: Sequence[str] = ()):
         self._parts = list(parts)
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
-        self.class_names, self.domain_names = same_classes(parts), tuple(domain_names)
-        self.label_classes = {label: classes for label, classes in parts[0].label_classes.items()
-                              if all(part.label_classes.get(label) == classes for part in parts)}
+        self.class_names = same_classes([part for part in parts if part.class_names or not partial] or parts)
+        self.domain_names = tuple(domain_names)
+        boxed = {part.box_class_names for part in parts}
+        self.box_class_names = boxed.pop() if len(boxed) == 1 else ()
+        self.partial = frozenset(partial).union(*(part.partial for part in parts))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -163,6 +173,8 @@ class Concatenation(Dataset):
     @functools.cached_property
     def labels(self) -> np.ndarray | None:
         labels = [part.labels for part in self._parts]
+        if "label" in self.partial:
+            labels = [np.full(len(part), -1, np.int32) if part.labels is None else part.labels for part in self._parts]
         return None if any(item is None for item in labels) else np.concatenate(labels)
 
     @functools.cached_property
@@ -185,22 +197,35 @@ class Concatenation(Dataset):
         return part.stamp(inner)
 
 
-class ClassSubset(View):
-    """The rows of some classes, whose labels are renumbered in the order given."""
+class Relabelled(View):
+    """The rows of a data set whose class has a new number, which replaces the old one.
 
-    def __init__(self, parent: Dataset, numbers: Sequence[int]):
-        super().__init__(parent, np.flatnonzero(np.isin(parent.labels, numbers)))
-        self._new = np.full(len(parent.class_names), -1, np.int32)
-        self._new[list(numbers)] = np.arange(len(numbers))
-        self.class_names = tuple(parent.class_names[number] for number in numbers)
+    `numbers`, int [old classes], holds the new number of each class, -1 for one whose rows go. Rows whose label is not
+    known stay. In data with masks and no labels all rows stay, and pixels of a class that goes become `VOID`.
+    """
+
+    def __init__(self, parent: Dataset, numbers: np.ndarray, class_names: Sequence[str]):
+        self._numbers = np.append(np.asarray(numbers, np.int32), -1)  # the last serves the label -1
+        labels = parent.labels
+        kept = np.arange(len(parent)) if labels is None else \
+            np.flatnonzero((labels < 0) | (self._numbers[np.maximum(labels, -1)] >= 0))
+        super().__init__(parent, kept)
+        self.class_names = tuple(class_names)
 
     @functools.cached_property
-    def labels(self) -> np.ndarray:
-        return self._new[self._parent.labels[self._rows]]
+    def labels(self) -> np.ndarray | None:
+        labels = self._parent.labels
+        return None if labels is None else self._numbers[labels[self._rows]]
 
     def load(self, row: int) -> dict[str, Any]:
         example = super().load(row)
-        return {**example, "label": int(self._new[example["label"]])}
+        if "label" in example:
+            return {**example, "label": int(self._numbers[example["label"]])}
+        if "mask" not in example:
+            return example
+        table = np.full(max(int(example["mask"].max(initial=0)) + 1, len(self._numbers) - 1), VOID, np.int32)
+        table[:len(self._numbers) - 1] = np.where(self._numbers[:-1] < 0, VOID, self._numbers[:-1])
+        return {**example, "mask": table[example["mask"]]}
 
 
 def keep_classes(dataset: Dataset, classes: Sequence[str | int], where: str) -> Dataset:
@@ -219,7 +244,9 @@ def keep_classes(dataset: Dataset, classes: Sequence[str | int], where: str) -> 
             raise unknown("class", str(item), dataset.class_names, where)
     if len(set(numbers)) < len(numbers):
         raise UserError(f"{where}: classes={list(classes)} names a class twice; name each once")
-    return ClassSubset(dataset, numbers)
+    new = np.full(len(dataset.class_names), -1, np.int32)
+    new[numbers] = np.arange(len(numbers))
+    return Relabelled(dataset, new, [dataset.class_names[number] for number in numbers])
 
 
 def same_classes(parts: Sequence[Dataset]) -> tuple[str, ...]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -108,6 +109,19 @@ def centre_box(height: int, width: int, size: tuple[int, int]) -> tuple[float, f
     tall, wide = size[0] * scale, size[1] * scale
     left, top = (width - wide) / 2, (height - tall) / 2
     return left, top, left + wide, top + tall
+
+
+def window_of(size: tuple[int, int], description: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """(top, left, bottom, right), in units of an image of this height and width, of what `resize` shows of it."""
+    wanted, fit, first = description["image_size"], description["fit"], description.get("resize")
+    if wanted is None or fit == "stretch":
+        return 0.0, 0.0, 1.0, 1.0
+    if first is None:
+        left, top, right, bottom = centre_box(*size, wanted)
+        return top / size[0], left / size[1], bottom / size[0], right / size[1]
+    rows, columns = _covering(*size, first) if fit == "cover" else _resized_shape(*size, first)
+    top, left = round((rows - wanted[0]) / 2), round((columns - wanted[1]) / 2)
+    return top / rows, left / columns, (top + wanted[0]) / rows, (left + wanted[1]) / columns
 
 
 def set_channels(image: np.ndarray, channels: int | None, name: str = "") -> np.ndarray:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.data import order
+from transfer_jax.data import class_batches, order
 from transfer_jax.data.dataset import Dataset
 from transfer_jax.data.decoding import UnreadableImage
 from transfer_jax.data.spec import StreamSpec
@@ -43,19 +43,26 @@ class DeviceStream(Stream):
         return dataclasses.replace(fewer, tables={key: value[used] for key, value in self.tables.items()})
 
     def feed(self) -> Feed:
-        """What is put on the device once: tables, `rows` int32 [S, n] pointing into them, `count` n, `salt`, `order`.
+        """What is put on the device once: tables, `rows` int32 [S, n] pointing into them, `count` n, `salt`, `order`,
+        and the parts of a mixture.
 
         Tables and rows are padded to a power of two and their true length is data: so streams that differ only in the
         number of labels, or in their name, share one compiled program.
         """
         rows = np.searchsorted(self.tables["index"], self.indices).astype(np.int32)
-        return {"data": {key: _padded(value, 0, LEAST_TABLE) for key, value in self.tables.items()},
+        mixed = {} if self.spec.mix is None else dict(zip(("sizes", "shares"), self.mixture, strict=True))
+        if self.spec.classes_per_batch:
+            mixed = {f"class_{key}": value for key, value in self.class_table.items()}
+        return {**mixed, "data": {key: _padded(value, 0, LEAST_TABLE) for key, value in self.tables.items()},
                 "rows": _padded(rows, 1, LEAST_ROWS), "count": np.uint32(self.size),
                 "salt": np.uint32(self.salt), "order": np.uint32(self.order_salt)}
 
     def feed_axes(self) -> dict[str, int | None]:
         """vmap in_axes of `feed` over members."""
-        return {"data": None, "rows": 0, "count": None, "salt": None, "order": None}
+        mixed = {} if self.spec.mix is None else {"sizes": 0, "shares": 0}
+        if self.spec.classes_per_batch:
+            mixed = dict.fromkeys(("class_places", "class_starts", "class_counts"), 0)
+        return {**mixed, "data": None, "rows": 0, "count": None, "salt": None, "order": None}
 
     def batch(self, feed: Feed, seed: Any, step: Any) -> Batch:
         """The training batch of `step` of one member (`rows` int32 [n]). Traced; seed and step may be traced too."""
@@ -67,6 +74,12 @@ class DeviceStream(Stream):
         """Where the examples of a training batch stand in `rows`, int32 [batch]. Traced."""
         slots = jnp.arange(self.spec.batch_size, dtype=jnp.uint32)
         own = order.hashed(seed, feed["order"], xp=jnp)
+        if self.spec.classes_per_batch:
+            place = class_batches.draw(step, self.spec.classes_per_batch, self.spec.batch_size, feed["class_starts"],
+                                       feed["class_counts"], own, slots, jnp)
+            return feed["class_places"][place]
+        if "shares" in feed:
+            return order.draw_mixed(step, self.spec.batch_size, feed["sizes"], feed["shares"], own, slots, jnp)
         return order.draw(step, self.spec.batch_size, feed["count"], own, slots, jnp)
 
     def gathered(self, feed: Feed, positions: Any) -> Batch:

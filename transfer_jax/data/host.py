@@ -42,12 +42,17 @@ class HostStream(Stream):
         """vmap in_axes of a fed batch over members."""
         return 0
 
-    def host_batches(self, start_step: int, slots: np.ndarray | None = None) -> Iterator[Batch]:
-        """Training batches [S, B, ...] from `start_step` on, without end; `slots`: only these places of a batch."""
+    def host_batches(self, start_step: int, slots: np.ndarray | None = None,
+                     turns: np.ndarray | None = None) -> Iterator[Batch]:
+        """Training batches [S, B, ...] from `start_step` on, without end; `slots`: only these places of a batch.
+
+        `turns` int [S, T]: the stream's own step at every step of the stage, where it is not the same; a batch whose
+        turn comes again was not used, and is not read before its last time.
+        """
         slots = np.arange(self.spec.batch_size) if slots is None else slots
-        batches = _ahead(functools.partial(self._training_batch, slots=slots), start_step, sys.maxsize,
+        batches = _ahead(functools.partial(self._training_batch, slots=slots, turns=turns), start_step, sys.maxsize,
                          self.spec.threads, self.spec.workers)
-        return self._audited(batches, start_step, slots) if self.spec.workers else batches
+        return self._audited(batches, start_step, slots, turns) if self.spec.workers else batches
 
     def batch(self, fed: Batch, seed: Any, step: Any) -> Batch:
         """Finishes one member's fed batch [B, ...]: float, mixing augmentations, normalisation. Traced."""
@@ -64,11 +69,15 @@ class HostStream(Stream):
         """Finishes one member's fed evaluation batch. Traced."""
         return self._finish(fed)
 
-    def _training_batch(self, step: int, slots: np.ndarray) -> Batch:
+    def _training_batch(self, step: int, slots: np.ndarray, turns: np.ndarray | None) -> Batch:
         members = []
         for member, seed in enumerate(self.seeds):
-            places = self.drawn(step, seed, slots)
-            positions = [step * self.spec.batch_size + int(slot) for slot in slots]
+            own = _own_step(turns, member, step)
+            if own is None:
+                members.append([self._training_template] * len(slots))
+                continue
+            places = self.drawn(own, seed, slots)
+            positions = [own * self.spec.batch_size + int(slot) for slot in slots]
             members.append([self._training_example(member, int(place), position)
                             for place, position in zip(places, positions, strict=True)])
         return self._stack(members)
@@ -116,6 +125,11 @@ class HostStream(Stream):
         return {**blank, "index": np.int32(row), "weight": np.float32(0)}
 
     @functools.cached_property
+    def _training_template(self) -> dict[str, np.ndarray]:
+        place = int(self.drawn(0, self.seeds[0], np.zeros(1, np.int64))[0])
+        return {key: np.zeros_like(value) for key, value in self._training_example(0, place, 0).items()}
+
+    @functools.cached_property
     def _evaluation_template(self) -> dict[str, np.ndarray]:
         for row in self.indices[0]:
             try:
@@ -128,11 +142,15 @@ class HostStream(Stream):
     def _member_words(self) -> list[int]:
         return [int(self.augment_seed(seed)) for seed in self.seeds]
 
-    def _audited(self, batches: Iterator[Batch], step: int, slots: np.ndarray) -> Iterator[Batch]:
+    def _audited(self, batches: Iterator[Batch], step: int, slots: np.ndarray,
+                 turns: np.ndarray | None) -> Iterator[Batch]:
         """Enters into the ledger what worker processes skipped: their own copies of it are out of reach."""
         for number, batch in enumerate(batches, step):
             for member, seed in enumerate(self.seeds):
-                expected = self.indices[member][self.drawn(number, seed, slots)]
+                own = _own_step(turns, member, number)
+                if own is None:
+                    continue
+                expected = self.indices[member][self.drawn(own, seed, slots)]
                 for row in expected[expected != batch["index"][member]]:
                     self.ledger[self.dataset.name_of(int(row))] = "skipped by a worker process: it cannot be read"
             yield batch
@@ -152,6 +170,15 @@ class HostStream(Stream):
         keys = members[0][0]
         return {key: np.stack([np.stack([example[key] for example in examples]) for examples in members])
                 for key in keys}
+
+
+def _own_step(turns: np.ndarray | None, member: int, step: int) -> int | None:
+    """The stream's own step at this one of the stage; None where its batch is not used."""
+    if turns is None:
+        return step
+    if step + 1 < turns.shape[1] and turns[member, step] == turns[member, step + 1]:
+        return None
+    return int(turns[member, min(step, turns.shape[1] - 1)])
 
 
 def _ahead(make: Callable[[int], Batch], start: int, stop: int, threads: int, workers: int) -> Iterator[Batch]:

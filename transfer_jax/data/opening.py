@@ -10,11 +10,12 @@ import pydantic
 
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.spec import Component, check_arguments, lookup
-from transfer_jax.data import augment
+from transfer_jax.data import augment, class_batches
 from transfer_jax.data.dataset import Dataset, keep_classes
 from transfer_jax.data.decoding import UnreadableImage
 from transfer_jax.data.device import DeviceStream, read_missing, stack
 from transfer_jax.data.host import HostStream
+from transfer_jax.data.mixing import mixture
 from transfer_jax.data.preprocessing import check_channels, preprocessing
 from transfer_jax.data.selection import select
 from transfer_jax.data.spec import StreamSpec
@@ -46,9 +47,13 @@ def make_stream(splits: Mapping[str, Dataset], name: str, spec: StreamSpec, seed
     plan = augment.build_plan(spec.augment, where)
     ledger: dict[str, str] = {}
     indices = _choose(dataset, spec, seeds, frozenset(), where)
+    if spec.mix is not None:
+        mixture(spec.mix, dataset, indices, where)  # its faults show before anything is read
     first = _first_readable(dataset, indices[0], spec, where)
     check_channels(preprocessing(spec), first["image"].shape[2], where)
     plan.check(first, where)
+    if spec.classes_per_batch:
+        class_batches.check(dataset.labels, spec.classes_per_batch, spec.batch_size, indices, where)
     used = np.unique(indices)
     total = len(used) * sum(value.nbytes for value in first.values())
     if spec.storage == "host" or (spec.storage == "auto" and total > spec.device_bytes):
@@ -83,7 +88,9 @@ def _choose(dataset: Dataset, spec: StreamSpec, seeds: tuple[int, ...], bad: fro
     if len(rows[0]) == 0:
         raise UserError(f"{where}: no example is left (split {spec.split!r}, per_class {per_class!r}, within "
                         f"{spec.within!r}, {len(bad)} unreadable); widen the selection")
-    return np.stack(rows)
+    if spec.mix is None or dataset.domains is None:
+        return np.stack(rows)
+    return np.stack([item[np.argsort(dataset.domains[item], kind="stable")] for item in rows])  # part after part
 
 
 def _first_readable(dataset: Dataset, rows: np.ndarray, spec: StreamSpec, where: str) -> dict[str, np.ndarray]:

@@ -82,23 +82,28 @@ def _round(number: Any, x: Any, key: Any, n: Any, xp: ModuleType) -> Any:
     return xp.where(bit == 1, partner, x)
 
 
-def locate(step: Any, batch: int, n: Any, slots: Any, xp: ModuleType = np) -> tuple[Any, Any]:
+def locate(step: Any, batch: Any, n: Any, slots: Any, xp: ModuleType = np) -> tuple[Any, Any]:
     """(epoch, offset) of position `step * batch + slots` in epochs of n examples, both uint32, without overflow.
 
     The product is never formed: it is divided by n while it is built bit by bit (double and add), so it is right for
-    every 0 <= step < 2^31, n < 2^31 and batch < 2^31 - n. The epoch number is taken modulo 2^32.
+    every 0 <= step < 2^31, n < 2^31 and batch < 2^31 - n. The epoch number is taken modulo 2^32. `batch` is a number
+    or, like the others, an array.
     """
     n, step = _word(n, xp), _word(step, xp)
     whole, part = step // n, step % n
     quotient, remainder = xp.zeros_like(part), xp.zeros_like(part)
+    known = isinstance(batch, int)
     with np.errstate(over="ignore"):
-        for bit in f"{batch:b}":
+        for place in range(batch.bit_length() if known else 31)[::-1]:
             remainder, quotient = remainder * xp.uint32(2), quotient * xp.uint32(2)
             remainder, quotient = _carry(remainder, quotient, n, xp)
-            if bit == "1":
+            if not known:
+                bit = _word(batch, xp) >> xp.uint32(place) & xp.uint32(1)
+                remainder, quotient = _carry(remainder + bit * part, quotient, n, xp)
+            elif batch >> place & 1:
                 remainder, quotient = _carry(remainder + part, quotient, n, xp)
         total = remainder + _word(slots, xp)
-        return whole * xp.uint32(batch) + quotient + total // n, total % n
+        return whole * _word(batch, xp) + quotient + total // n, total % n
 
 
 def _carry(remainder: Any, quotient: Any, n: Any, xp: ModuleType) -> tuple[Any, Any]:
@@ -115,3 +120,24 @@ def draw(step: Any, batch: int, n: Any, seed: Any, slots: Any = None, xp: Module
     slots = xp.arange(batch, dtype=xp.uint32) if slots is None else slots
     epoch, offset = locate(step, batch, n, slots, xp)
     return permute(offset, epoch, n, seed, xp)
+
+
+def draw_mixed(step: Any, batch: int, sizes: Any, shares: Any, seed: Any, slots: Any = None,
+               xp: ModuleType = np) -> Any:
+    """Indices of the examples in the batch of `step`, drawn from parts of `sizes` that stand one after the other; int32
+    [batch], or one per entry of `slots`.
+
+    sizes, shares: int32 [P]. An epoch has sum(shares) places, of which the part p has exactly shares[p], spread at
+    random. Each part goes round its own shuffled epochs of sizes[p] examples, whatever the others do: so it shows every
+    example once before it shows one again, and its examples of an epoch are known without those before.
+    """
+    slots = xp.arange(batch, dtype=xp.uint32) if slots is None else slots
+    sizes, shares = _word(sizes, xp), _word(shares, xp)
+    ends = xp.cumsum(shares, dtype=xp.uint32)
+    epoch, offset = locate(step, batch, ends[-1], slots, xp)
+    place = permute(offset, epoch, ends[-1], seed, xp).astype(xp.uint32)
+    part = (place[:, None] >= ends).sum(axis=1)
+    inner = place - (ends - shares)[part]
+    own_epoch, own_offset = locate(epoch, shares[part], sizes[part], inner, xp)
+    first = (xp.cumsum(sizes, dtype=xp.uint32) - sizes)[part].astype(xp.int32)
+    return first + permute(own_offset, own_epoch, sizes[part], hashed(seed, part + 1, xp=xp), xp)

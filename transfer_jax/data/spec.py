@@ -25,6 +25,10 @@ class StreamSpec(Spec):
     image just covers them), given `channels`, augmented as values in [0, 1], and normalised by (x - mean) / std. With
     `labelled=False` neither labels nor masks reach a batch.
 
+    `mix` says how often the parts of a data set of kind 'merge' come in training, instead of as often as they have
+    examples: see `mixing.py`. `classes_per_batch`: every batch holds so many classes, with equally many examples of
+    each (of labelled data). `boxes`: how many boxes of an image have room in a batch; None: boxes stay away.
+
     `follows` names another stream over the same examples: then both draw the same ones in every batch, each with its
     own augmentation, two views of them.
 
@@ -41,8 +45,11 @@ class StreamSpec(Spec):
     split_seed: int | None = None
     domain: str = ""
     follows: str | None = None
+    mix: Component | None = None
     labelled: bool = True
+    boxes: int | None = pydantic.Field(None, ge=1)
     batch_size: int = pydantic.Field(ge=1)
+    classes_per_batch: int | None = pydantic.Field(None, ge=1)
     # backbone -> the batch entry that it reads, or a tap of a backbone named before it ('backbone/pooled'), or several
     # taps, with 'missing' in the place of one that is not given
     inputs: dict[str, str | tuple[str, ...]] = {"backbone": "image"}
@@ -79,4 +86,7 @@ class StreamSpec(Spec):
         stds = (self.std,) if isinstance(self.std, float | int) else self.std
         if min(stds, default=0) <= 0:
             raise ValueError(f"std {self.std} must be positive")
+        if self.classes_per_batch is not None and (self.follows is not None or self.mix is not None):
+            raise ValueError("classes_per_batch decides which examples come, and so do 'follows' and 'mix'; leave "
+                             "classes_per_batch out, or these")
         return self

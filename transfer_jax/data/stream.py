@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import zlib
@@ -16,13 +17,16 @@ import numpy as np
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.inputs import entries
-from transfer_jax.data import augment, order
+from transfer_jax.data import augment, class_batches, order
+from transfer_jax.data.boxes import prepare_boxes
 from transfer_jax.data.dataset import Dataset
 from transfer_jax.data.decoding import UnreadableImage
+from transfer_jax.data.mixing import mixture
 from transfer_jax.data.preprocessing import normalise, prepare_image, prepare_mask, preprocessing
 from transfer_jax.data.spec import StreamSpec
 
 Batch = dict[str, Any]
+KNOWN = "known/"  # how the batch entries begin that say which examples have a label
 
 
 @dataclasses.dataclass
@@ -51,9 +55,10 @@ class Stream:
     def class_names(self) -> tuple[str, ...]:
         return self.dataset.class_names
 
-    def classes_of(self, label: str) -> tuple[str, ...]:
-        """The classes of the labels under this key of a batch."""
-        return self.dataset.label_classes.get(label, self.class_names)
+    @property
+    def box_class_names(self) -> tuple[str, ...]:
+        """Classes of the boxes; none where the stream shows no boxes."""
+        return self.dataset.box_class_names if self.spec.boxes else ()
 
     @property
     def description(self) -> dict[str, Any]:
@@ -123,7 +128,25 @@ class Stream:
 
     def drawn(self, step: int, seed: int, slots: np.ndarray | None = None) -> np.ndarray:
         """Host form of the draw: positions in a row of `indices`, int32 [batch] (or one per slot)."""
-        return order.draw(step, self.spec.batch_size, self.size, self.order_seed(seed), slots)
+        if self.spec.classes_per_batch:
+            table = {key: value[self.seeds.index(seed)] for key, value in self.class_table.items()}
+            slots = np.arange(self.spec.batch_size) if slots is None else slots
+            return table["places"][class_batches.draw(step, self.spec.classes_per_batch, self.spec.batch_size,
+                                                      table["starts"], table["counts"], self.order_seed(seed), slots)]
+        if self.spec.mix is None:
+            return order.draw(step, self.spec.batch_size, self.size, self.order_seed(seed), slots)
+        sizes, shares = (table[self.seeds.index(seed)] for table in self.mixture)
+        return order.draw_mixed(step, self.spec.batch_size, sizes, shares, self.order_seed(seed), slots)
+
+    @functools.cached_property
+    def mixture(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of merged data that are mixed: examples of each part, and places of each in an epoch, int32 [S, P]."""
+        return mixture(self.spec.mix, self.dataset, self.indices, f"stream {self.name!r}")
+
+    @functools.cached_property
+    def class_table(self) -> dict[str, np.ndarray]:
+        """See `class_batches.class_table`."""
+        return class_batches.class_table(self.dataset.labels, self.indices)
 
     def _finish(self, batch: Batch, augment_seed: Any = None, step: Any = None, slots: Any = None,
                 per_example: bool = True) -> Batch:
@@ -147,7 +170,11 @@ class Stream:
 
 def read_example(dataset: Dataset, row: int, spec: StreamSpec, native_size: bool = False) -> dict[str, np.ndarray]:
     """One example ready to be batched: `image` uint8 [H,W,C], `index` int32, and what the stream may show of `label`
-    int32, `mask` int32 [H,W], `domain` int32. `native_size` leaves the size to an augmentation that crops."""
+    int32, `mask` int32 [H,W], `domain` int32. `native_size` leaves the size to an augmentation that crops.
+
+    Where the data set is `partial` in a kind of label, every example also says whether its own is known, `known/<kind>`
+    float32 1 or 0; one that is not known is 0.
+    """
     description = preprocessing(spec)
     if native_size:
         description["image_size"] = None
@@ -160,11 +187,26 @@ def read_example(dataset: Dataset, row: int, spec: StreamSpec, native_size: bool
         example["mask"] = prepare_mask(loaded["mask"], description)
     for key in entries(spec.inputs):
         if key not in example and key not in loaded:
-            raise UserError(f"config.streams....inputs reads {key!r}, but the data have "
-                            f"{', '.join(name for name in loaded if name != 'label')}; name one of these")
+            raise UserError(f"a stream reads {key!r}, but the data have "
+                            f"{', '.join(name for name in loaded if name != 'label')}; name one of these in its inputs")
         example.setdefault(key, np.asarray(loaded.get(key)))
-    for key in dataset.label_classes if spec.labelled else ():
-        example[key] = np.asarray(loaded[key], np.int32)
+    if spec.labelled and spec.boxes:
+        example["boxes"] = _boxes_of(loaded, dataset, row, spec, description)
+    for kind in sorted(dataset.partial) if spec.labelled else ():
+        known = kind in example and (kind != "label" or example[kind] >= 0)
+        if not known:
+            example[kind] = np.zeros(example["image"].shape[:2] if kind == "mask" else (), np.int32)
+        example[KNOWN + kind] = np.asarray(known, np.float32)
     if dataset.domains is not None:
         example["domain"] = np.asarray(dataset.domains[row], np.int32)
     return example
+
+
+def _boxes_of(loaded: Mapping[str, Any], dataset: Dataset, row: int, spec: StreamSpec,
+              description: Mapping[str, Any]) -> np.ndarray:
+    """float32 [boxes, 5]; see `prepare_boxes`."""
+    if "boxes" not in loaded:
+        raise UserError(f"the stream asks for boxes={spec.boxes}, but {dataset.name_of(row)} has no entry of boxes; "
+                        f"remove 'boxes' or use data with boxes")
+    return prepare_boxes(loaded["boxes"], loaded.get("box_labels"), spec.boxes, loaded["image"].shape[:2], description,
+                         len(dataset.box_class_names), dataset.name_of(row))

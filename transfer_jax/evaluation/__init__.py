@@ -5,11 +5,12 @@ from transfer_jax.evaluation.metrics import (
     confusion_metric,
     error_power,
     mean_iou,
-    mean_metric,
     negative_log_likelihood,
     per_class_accuracy,
     top_k,
 )
+from transfer_jax.tasks import TASK_METRICS
+from transfer_jax.tasks.metric import mean_metric
 
 METRICS = {
     "accuracy": mean_metric(top_k(1), "accuracy", "max", counts=True),
@@ -22,4 +23,5 @@ METRICS = {
     "cross_entropy": mean_metric(negative_log_likelihood, "cross_entropy", "min", counts=False),
     "mean_absolute_error": mean_metric(error_power(1), "mean_absolute_error", "min", counts=False),
     "mean_squared_error": mean_metric(error_power(2), "mean_squared_error", "min", counts=False),
+    **TASK_METRICS,
 }

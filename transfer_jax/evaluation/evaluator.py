@@ -17,11 +17,13 @@ from transfer_jax.core.inputs import read_inputs
 from transfer_jax.core.members import member, over_members
 from transfer_jax.core.mesh import fetch, own_slots, place_batch, shard_batch
 from transfer_jax.evaluation import METRICS
-from transfer_jax.evaluation.metrics import accumulate
 from transfer_jax.models.domains import reading, statistics_of
 from transfer_jax.models.model import Model
-from transfer_jax.tasks import TaskSpec, metric_batch, predict
-from transfer_jax.tasks.kinds import two_logits
+from transfer_jax.tasks import TaskSpec, example_error, metric_batch, predict
+from transfer_jax.tasks.binary import two_logits
+from transfer_jax.tasks.metric import Collected, accumulate
+
+PART = "part of merged data"  # the entry of collected rows that tells it
 
 
 @dataclass
@@ -66,18 +68,45 @@ class Evaluator:
     def __call__(self, params: Any, batch_stats: Any, examples: bool = False) -> Scores:
         """Scores of parameters and statistics that have a leading axis [S] of seeds."""
         step = self._program("scores", self._measure)
-        names = self.task.metrics
         totals: list[Any] = [None] * self.members
+        parts: list[dict[str, dict[str, np.ndarray]]] = []
         kept: list[dict[str, np.ndarray]] = []
         for feed, number in self._batches():
-            states, rows = step(params, batch_stats, feed, number)
+            states, collected, rows = step(params, batch_stats, feed, number)
             states = fetch(states)
+            parts.append(fetch(collected))
             for seed in range(self.members):
-                one = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
-                totals[seed] = accumulate(totals[seed], one)
+                totals[seed] = accumulate(totals[seed], member(states, seed))
             if examples:
                 kept.append(fetch(jax.tree.map(lambda leaf: leaf[0], rows)))
-        return _scores([_computed(names, total) for total in totals], _joined(kept))
+        return _scores([self._computed(totals[seed], [member(part, seed) for part in parts])
+                        for seed in range(self.members)], _joined(kept))
+
+    def _computed(self, total: Mapping[str, Any], parts: list[dict[str, dict[str, np.ndarray]]]) -> dict[str, Any]:
+        """The results of one seed: of its summed states and of the rows that it collected. Of the parts of merged data
+        those that compare runs, as `<result>/<part>`."""
+        results: dict[str, Any] = {}
+        for name in self.task.metrics:
+            metric = METRICS[name]
+            if isinstance(metric, Collected):
+                rows = _joined([part[name] for part in parts])
+                of = rows.pop(PART, None)
+                given = [rows] + [{key: value[of == number] for key, value in rows.items()}
+                                  for number in range(len(self._parts))]
+            else:
+                given = [total[part][name] for part in ("", *self._parts)]
+            whole, *found = [metric.compute(one) for one in given]
+            results |= whole
+            for part, own in zip(self._parts, found, strict=True):
+                results |= {f"{result}/{part}": own[result] for result in metric.better}
+        return results
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        """Names of the parts of merged data, which are scored beside the whole."""
+        dataset = self.stream.dataset
+        names = dataset.domain_names if dataset.domains is not None else ()
+        return names if len(set(names)) == len(names) > 1 else ()
 
     def outputs(self, params: Any, batch_stats: Any) -> list[dict[str, np.ndarray]]:
         """Of each seed, for every example in order: `logits` float32 [n, C], `features` float32 [n, D] of the tap and,
@@ -117,20 +146,30 @@ class Evaluator:
         outputs, _ = self.model.head(variables, self.task.head, taps, size)
         return batch, taps, outputs
 
-    def _measure(self, params: Any, batch_stats: Any, feed: Any, number: jax.Array) -> tuple[Any, Any]:
+    def _measure(self, params: Any, batch_stats: Any, feed: Any, number: jax.Array) -> tuple[Any, Any, Any]:
+        """(summed states by metric, collected rows by metric, what is kept of the examples)."""
         batch, taps, outputs = self._answers(params, batch_stats, feed, number)
         labelled = metric_batch(self.task, batch)
-        states = {name: METRICS[name].update(METRICS[name].init(self.num_classes), outputs, labelled)
-                  for name in self.task.metrics}
+        metrics = {name: METRICS[name] for name in self.task.metrics}
+        of_part = {PART: batch["domain"]} if self._parts else {}
+        states: dict[str, Any] = {}
+        for number, part in enumerate(("", *self._parts)):
+            own = labelled["weight"] * (batch["domain"] == number - 1) if part else labelled["weight"]
+            states[part] = {name: metric.update(metric.init(self.num_classes), outputs, {**labelled, "weight": own})
+                            for name, metric in metrics.items() if not isinstance(metric, Collected)}
+        collected = {name: {**metric.rows(outputs, labelled), **of_part, "weight": labelled["weight"]}
+                     for name, metric in metrics.items() if isinstance(metric, Collected)}
         found = predict(self.task, outputs)
         rows = {"prediction": found["prediction"], "label": labelled["label"], "index": batch["index"],
-                "weight": batch["weight"]}
+                "weight": labelled["weight"]}
         if "confidence" in found:
             rows["confidence"] = found["confidence"]
-            rows["loss"] = -_log_probability(found["probabilities"], labelled["label"])
+        error = example_error(self.task, outputs, labelled["label"])
+        if error is not None:
+            rows["loss"] = error
         if self.tap is not None:
             rows["features"] = self._features(taps)
-        return states, rows
+        return states, collected, rows
 
     def _outputs(self, params: Any, batch_stats: Any, feed: Any, number: jax.Array) -> dict[str, jax.Array]:
         batch, taps, outputs = self._answers(params, batch_stats, feed, number)
@@ -144,19 +183,6 @@ class Evaluator:
             raise unknown("tap", self.tap, taps, f"the model on stream {self.stream.name!r}")
         features = taps[self.tap]
         return features.mean(tuple(range(1, features.ndim - 1)))
-
-
-def _log_probability(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
-    """Log-probability of the label, one number an example (the mean over pixels for maps)."""
-    chosen = jnp.take_along_axis(probabilities, jnp.clip(labels, 0)[..., None].astype(jnp.int32), axis=-1)[..., 0]
-    return jnp.log(jnp.maximum(chosen, 1e-30)).reshape(labels.shape[0], -1).mean(-1)
-
-
-def _computed(names: tuple[str, ...], total: Mapping[str, Any]) -> dict[str, Any]:
-    results: dict[str, Any] = {}
-    for name in names:
-        results |= METRICS[name].compute(total[name])
-    return results
 
 
 def _scores(results: list[dict[str, Any]], examples: dict[str, np.ndarray]) -> Scores:

@@ -66,12 +66,12 @@ class Assembly:
         if self.spec.streams[other].follows is not None:
             raise UserError(f"{where}: {other!r} follows {self.spec.streams[other].follows!r} itself; name that one")
         mine, theirs = self.stream(name), self.stream(other)
-        same = ((mine.spec.data, mine.spec.split, mine.spec.batch_size)
-                == (theirs.spec.data, theirs.spec.split, theirs.spec.batch_size)
+        same = ((mine.spec.data, mine.spec.split, mine.spec.mix, mine.spec.batch_size)
+                == (theirs.spec.data, theirs.spec.split, theirs.spec.mix, theirs.spec.batch_size)
                 and np.array_equal(mine.indices, theirs.indices))
         if not same:
             raise UserError(f"{where}: {name!r} and {other!r} differ in their examples or batch sizes; give them the "
-                            f"same data, split, selection and batch_size")
+                            f"same data, split, selection, mix and batch_size")
 
     def feed(self, name: str) -> Any:
         """The stream's data, placed on the devices once for all stages; None for a stream from the host."""
@@ -101,9 +101,10 @@ class Assembly:
     def class_names(self, task: str) -> tuple[str, ...]:
         """Class names of the task; all streams that it is used on must agree on them."""
         streams = self.task_streams(task)
-        if not TASKS[self.spec.tasks[task].kind].has_classes or not streams:
+        kind = TASKS[self.spec.tasks[task].kind]
+        if not kind.has_classes or not streams:
             return ()
-        found = {name: tuple(self.stream(name).classes_of(self.spec.tasks[task].label)) for name in streams}
+        found = {name: tuple(getattr(self.stream(name), kind.names)) for name in streams}
         first = found[streams[0]]
         for name, classes in found.items():
             if classes != first:

@@ -14,6 +14,7 @@ from transfer_jax.layers.mix_style import mix_style
 from transfer_jax.models.model import Model, qualified
 from transfer_jax.objectives.wiring import Term
 from transfer_jax.training.forward import Passage
+from transfer_jax.training.step import Update
 
 
 def passages(spec: StageSpec, streams: Mapping[str, Any], where: str) -> dict[str, Passage]:
@@ -69,10 +70,13 @@ def check_terms(terms: Sequence[Term], spec: StageSpec, where: str) -> None:
                         f"names")
 
 
-def first_carried(terms: Sequence[Term], streams: Mapping[str, Any]) -> dict[str, Any]:
-    """What the terms carry at the stage's start, by their names."""
+def first_carried(updates: Sequence[Update], streams: Mapping[str, Any]) -> dict[str, Any]:
+    """What terms carry at the stage's start, by their names, and what combinations do, by their slots."""
     sizes = {name: stream.size for name, stream in streams.items()}
-    return {term.name: term.first_carried(sizes) for term in terms if term.reads(("carried",))}
+    terms = [term for update in updates for term in update.terms]
+    return {**{term.name: term.first_carried(sizes) for term in terms if term.reads(("carried",))},
+            **{update.slot: update.combination.first_carried() for update in updates
+               if update.combination.first_carried is not None}}
 
 
 def style_mixing(spec: StageSpec, model: Model, streams: Mapping[str, Any], where: str) -> Any:

@@ -34,7 +34,9 @@ def predict_paths(folder: Path, inputs: Sequence[str], out: Path | None, *, task
     task = model.task(task)
     answers = list(answer(model, task, paths, batch_size, skip_bad))
     entry = model.description["tasks"][task]
-    if entry["task"]["kind"] == "segmentation":
+    if entry["task"]["kind"] == "detection":
+        write_boxes(out, answers, entry["class_names"])
+    elif entry["task"]["kind"] == "segmentation":
         write_masks(out, answers, entry["class_names"])
     else:
         write_answers(out, answers, entry["class_names"])
@@ -107,6 +109,27 @@ def write_answers(out: Path | None, answers: Sequence[tuple[Path, dict[str, np.n
         _write_csv(sys.stdout, rows)
     if out is not None:
         print(f"{len(rows)} answers: {out}")
+
+
+def write_boxes(out: Path | None, answers: Sequence[tuple[Path, dict[str, np.ndarray]]],
+                classes: Sequence[str]) -> None:
+    """A row a box: path, class, score and its edges in units of what the network saw of the image; JSON also names
+    images without a box."""
+    found = {str(path): [{"class": classes[int(row[4])], "score": float(row[5]),
+                          **dict(zip(("ymin", "xmin", "ymax", "xmax"), map(float, row[:4]), strict=True))}
+                         for row in one["prediction"] if row[4] >= 0] for path, one in answers}
+    rows = [{"path": path, **box} for path, boxes in found.items() for box in boxes]
+    if out is not None and out.suffix == ".json":
+        out.write_text(json.dumps(found, indent=1) + "\n")
+    elif out is not None and not out.suffix:
+        raise UserError(f"--out {out}: boxes are written as .csv or .json; give such a file")
+    elif out is not None:
+        with open(out, "w", newline="") as file:
+            _write_csv(file, rows)
+    else:
+        _write_csv(sys.stdout, rows)
+    if out is not None:
+        print(f"{len(rows)} boxes in {len(found)} images: {out}")
 
 
 def _row(path: Path, found: dict[str, np.ndarray], classes: Sequence[str]) -> dict[str, Any]:

@@ -181,7 +181,9 @@ def prediction_file(stream: Any, scores: Scores) -> dict[str, np.ndarray]:
         images = [stream.dataset.load(int(rows["index"][row]))["image"] for row in worst]
         if images and len({image.shape for image in images}) == 1:
             arrays |= {"thumbnails": np.stack(images), "thumbnail_rows": worst}
-            if not flat:
+            if _boxes(rows):
+                arrays |= {"boxes_true": rows["label"][worst], "boxes_predicted": rows["prediction"][worst]}
+            elif not flat:
                 arrays |= {"masks_true": rows["label"][worst].astype(np.uint8),
                            "masks_predicted": rows["prediction"][worst].astype(np.uint8)}
     if "features" in rows and flat:
@@ -189,3 +191,8 @@ def prediction_file(stream: Any, scores: Scores) -> dict[str, np.ndarray]:
         arrays |= {"features": rows["features"][shown].astype(np.float32), "feature_labels": rows["label"][shown],
                    "feature_domains": np.full(len(shown), stream.spec.domain)}
     return arrays
+
+
+def _boxes(rows: Mapping[str, np.ndarray]) -> bool:
+    """Whether the answers are boxes, float32 [n, M, 6], and not classes of pixels."""
+    return rows["prediction"].ndim == 3 and rows["prediction"].dtype.kind == "f"

@@ -193,6 +193,7 @@ class ReportSpec(Spec):
     row: str = "method"
     x: str | None = None
     reference: str | None = None  # the row that others are compared with
+    tasks: dict[str, str] = {}  # stream -> metric: of each task, for the mean change against the reference (Delta_m)
 
 
 class ExperimentSpec(Spec):

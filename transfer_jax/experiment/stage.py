@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import math
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,6 @@ from jax.sharding import PartitionSpec as P
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.mesh import place
 from transfer_jax.core.paths import flatten
-from transfer_jax.core.spec import Component, bind
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.passages import (
     check_domains,
@@ -33,9 +31,11 @@ from transfer_jax.experiment.passages import (
 )
 from transfer_jax.experiment.spec import StageSpec
 from transfer_jax.experiment.staying import inherited_methods, kept_methods
+from transfer_jax.experiment.task_sampling import by_task, check_labels, make_plans
 from transfer_jax.models.depth import parameter_blocks
 from transfer_jax.models.domains import main_statistics, with_domains
-from transfer_jax.objectives import COMBINATION_PARAMETERS, COMBINATIONS, GRADIENT_RULES
+from transfer_jax.objectives import COMBINATION_PARAMETERS
+from transfer_jax.objectives.combining import LEARNED, check_gradients, make_combination
 from transfer_jax.objectives.spec import UpdateSpec
 from transfer_jax.objectives.wiring import Term, make_terms
 from transfer_jax.params.inserts import PREFIX
@@ -46,8 +46,6 @@ from transfer_jax.params.weight_noise import make_noise
 from transfer_jax.training.sharding import Layout
 from transfer_jax.training.state import Constants, Flat, State
 from transfer_jax.training.step import Program, Update, feed_axes, init_state, metric_names
-
-COMBINING = "objective/log_variances"  # learned weights of terms: objective/log_variances/<term>
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,8 @@ class ReadyStage:
         return place((state, constants), self.shardings(state, constants))
 
     def seeds(self, seeds: tuple[int, ...]) -> dict[str, Any]:
-        """Numbers that decide every draw of the stage, uint32 [S]: see `train_step`."""
-        return {"data": np.asarray(seeds, np.uint32), "step": _salted(seeds, self.name)}
+        """Numbers that decide every draw of the stage, uint32 [S], and its plans: see `train_step`."""
+        return {"data": np.asarray(seeds, np.uint32), "step": _salted(seeds, self.name), **self.program.plans(seeds)}
 
 
 def _salted(seeds: tuple[int, ...], text: str) -> np.ndarray:
@@ -124,20 +122,25 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
     defaults = GroupDefaults(spec.optimizer, spec.lr, spec.schedule, spec.warmup_steps, spec.weight_decay)
     # Numbering the blocks traces the networks, so only a stage that asks for it pays.
     decayed = depths(assembly, shapes) if any(g.layer_decay != 1 for g in parts.groups.values()) else {}
+    inputs = {stream: tuple(opened.spec.inputs) for stream, opened in streams.items()}
+    updates = tuple(_bind_update(update, number, found, parts, inputs, spec.accumulate, f"{where}.objective")
+                    for number, (update, found) in enumerate(bound))
     program = Program(
         model=dataclasses.replace(assembly.model, stochastic_norm=spec.stochastic_norm), streams=streams,
-        updates=tuple(_bind_update(update, found, parts, assembly, f"{where}.objective") for update, found in bound),
+        updates=updates,
         partition=parts, peft=spec.peft,
         optimizer=functools.partial(make_optimizer, parts, defaults, steps, decayed),
         total_steps=steps, norm_paths=assembly.model.norm_paths(assembly.variable_shapes), mesh=assembly.mesh,
         clip_norm=spec.clip_norm, accumulate=spec.accumulate, joint_forward=spec.batch_norm == "joint",
         stored_norms=spec.batch_norm == "stored", passages=passages(spec, streams, where),
         mixing=style_mixing(spec, assembly.model, streams, where),
-        weighted=weighted_streams(spec, streams, where), carried=functools.partial(first_carried, terms, streams),
+        weighted=weighted_streams(spec, streams, where), carried=functools.partial(first_carried, updates, streams),
         noise=make_noise(spec.weight_noise, parts.trainable, f"{where}.weight_noise") if spec.weight_noise else None,
-        log_every=assembly.spec.log_every, members=assembly.spec.members, **_averaging(spec, parts, defaults))
+        plans=make_plans(bound, streams, steps, name, f"{where}.objective"), log_every=assembly.spec.log_every,
+        members=_members(assembly.spec.members, bound), **_averaging(spec, parts, defaults))
     _check_program(program, where)
     check_terms(terms, spec, where)
+    check_labels(terms, streams, where)
     looks_back = spec.weight_noise is not None or any(term.needs_start for term in terms)
     inherited = tuple(path for path in shapes if path.startswith(tuple(
         f"{PREFIX}{method}/" for method in inherited_methods(assembly.spec, name))))
@@ -200,7 +203,7 @@ def _shapes(assembly: Assembly, name: str, bound: list[tuple[UpdateSpec, list[Te
     shapes |= jax.eval_shape(add, shapes, jax.ShapeDtypeStruct((), jnp.uint32))
     for update, terms in bound:
         for term in terms if update.combine.kind in COMBINATION_PARAMETERS else ():
-            shapes[f"{COMBINING}/{term.name}"] = jax.ShapeDtypeStruct((), jnp.float32)
+            shapes[f"{LEARNED}/{term.name}"] = jax.ShapeDtypeStruct((), jnp.float32)
     return shapes
 
 
@@ -221,7 +224,7 @@ def objective_parameters(ready: ReadyStage, members: int) -> Flat:
     for update in ready.spec.objective.ordered:
         if update.combine.kind in COMBINATION_PARAMETERS:
             initial = COMBINATION_PARAMETERS[update.combine.kind](list(update.terms), **update.combine.arguments)
-            values |= {f"{COMBINING}/{name}": jnp.full(members, value) for name, value in initial.items()}
+            values |= {f"{LEARNED}/{name}": jnp.full(members, value) for name, value in initial.items()}
     return values
 
 
@@ -265,39 +268,26 @@ def total_steps(spec: StageSpec, streams: Mapping[str, Any]) -> int:
     return max(1, math.ceil(examples / first.spec.batch_size))
 
 
-def _bind_update(update: UpdateSpec, terms: list[Term], parts: Partition, assembly: Assembly, where: str) -> Update:
+def _bind_update(update: UpdateSpec, number: int, terms: list[Term], parts: Partition,
+                 inputs: Mapping[str, Sequence[str]], accumulate: int, where: str) -> Update:
+    """`inputs`: stream -> the backbones that it feeds."""
     groups = frozenset(parts.groups if update.groups is None else update.groups)
     for group in groups - set(parts.groups):
         raise unknown("group", group, parts.groups, f"{where}, groups of an update")
-    rule, combine = None, None
-    if update.combine.kind in GRADIENT_RULES:
-        rule = bind(GRADIENT_RULES, update.combine, "combination", where, supplied=("gradients", "key"))
-    else:
-        combine = _bind_combination(update.combine, terms, where)
-    return Update(tuple(terms), groups, update.repeats, combine, rule)
+    alternatives: tuple[Update, ...] = ()
+    if update.sampling is not None:
+        alternatives = tuple(_bind_update(one, number, own, parts, inputs, accumulate, where)
+                             for one, own in by_task(update, terms, parts, inputs, where))
+    combination = make_combination(update.combine, terms, where)
+    bound = Update(tuple(terms), groups, update.repeats, combination, f"combine/{number}", update.gradients_of,
+                   update.on_bad_task == "skip", update.lookahead, alternatives)
+    check_gradients(combination, bound.gradients_of, bound.streams, bound.lookahead, accumulate, where)
+    return bound
 
 
-def _bind_combination(combine: Component, terms: list[Term], where: str) -> Callable:
-    registry = COMBINATIONS | {name: None for name in GRADIENT_RULES}
-    if combine.kind not in COMBINATION_PARAMETERS:
-        function = bind(registry, combine, "combination", where, supplied=("losses", "key"))
-        if "key" in inspect.signature(function).parameters:
-            return lambda losses, params, key: function(losses, key)
-        return lambda losses, params, key: function(losses)
-    _check_initial(combine, where)
-    function = COMBINATIONS[combine.kind]
-    if "kinds" in inspect.signature(function).parameters:
-        kinds = {term.name: "regression" if term.task_kind == "regression" else "classification" for term in terms}
-        function = functools.partial(function, kinds=kinds)
-    return lambda losses, params, key: function(losses, {name: params[f"{COMBINING}/{name}"] for name in losses})
-
-
-def _check_initial(combine: Component, where: str) -> None:
-    options = [name for name, p in inspect.signature(COMBINATION_PARAMETERS[combine.kind]).parameters.items()
-               if p.kind is p.KEYWORD_ONLY]
-    for name in combine.arguments:
-        if name not in options:
-            raise unknown("argument", name, options, f"{where}.combine (kind {combine.kind!r})")
+def _members(how: str, bound: Sequence[tuple[UpdateSpec, Sequence[Term]]]) -> str:
+    """How seeds run together. One after the other where each chooses its own task: vmapped, a choice computes all."""
+    return "map" if how == "auto" and any(update.sampling for update, _ in bound) else how
 
 
 def _check_program(program: Program, where: str) -> None:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from transfer_jax.core.config import load_config, load_sweep
+from transfer_jax.core.config import ARG, load_config, load_sweep, with_arg
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import build
 from transfer_jax.experiment.report import terminal_table, write_report
@@ -47,8 +47,12 @@ class Sweep:
         runs = load_sweep(self.config)
         return dict(zip(run_names(runs), runs, strict=True))
 
+    def reference(self, name: str) -> str:
+        """The config of a run, with its argument."""
+        return with_arg(self.config, self.runs[name].get(ARG, ""))
+
     def flags(self, name: str) -> list[str]:
-        return [*self.overrides, *(f"{path}={value!r}" for path, value in self.runs[name].items())]
+        return [*self.overrides, *(f"{path}={value!r}" for path, value in self.runs[name].items() if path != ARG)]
 
     def run(self) -> int:
         """Runs one after the other, then merges the reports. Returns the exit code: 0, or 1 if a run failed."""
@@ -56,7 +60,7 @@ class Sweep:
         console = Console(stderr=True)
         for number, name in enumerate(self.runs, start=1):
             console.print(f"run {number}/{len(self.runs)}: {name}", highlight=False)
-            states[name] = run_one(self.config, self.workdir / name, self.flags(name))
+            states[name] = run_one(self.reference(name), self.workdir / name, self.flags(name))
             self._write(states)
             if states[name] == STOPPED:
                 raise Interrupted(signal.SIGTERM)
@@ -67,7 +71,8 @@ class Sweep:
         names = list(self.runs)
         if not 0 <= number < len(names):
             raise UserError(f"--only {number}: the sweep has the runs 0 ... {len(names) - 1}")
-        state, code = _attempt(self.config, self.workdir / names[number], self.flags(names[number]))
+        name = names[number]
+        state, code = _attempt(self.reference(name), self.workdir / name, self.flags(name))
         if state == STOPPED:
             raise Interrupted(signal.SIGTERM)
         return code if code >= 0 else 1
@@ -81,7 +86,7 @@ class Sweep:
             while waiting or running:
                 while waiting and len(running) < (jobs or len(self.runs)):
                     name = waiting.pop(0)
-                    running[name] = _submitted(executor, self.config, self.workdir / name, self.flags(name))
+                    running[name] = _submitted(executor, self.reference(name), self.workdir / name, self.flags(name))
                 time.sleep(POLL_SECONDS)
                 for name in [name for name, job in running.items() if job.done()]:
                     states[name] = _outcome(name, running.pop(name))
@@ -196,7 +201,8 @@ def run_names(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """A folder name for each run, readable and distinct: the last word of every path with its value."""
     names = []
     for run in runs:
-        text = ",".join(f"{path.rpartition('.')[2]}={value}" for path, value in run.items()) or "default"
+        text = ",".join(value if path == ARG else f"{path.rpartition('.')[2]}={value}"
+                        for path, value in run.items()) or "default"
         names.append(re.sub(r"[^A-Za-z0-9_.=,+-]+", "-", text)[:80].strip("-"))
     if len(set(names)) < len(names):
         names = [f"{number:03d}_{name}" for number, name in enumerate(names)]

@@ -21,6 +21,7 @@ from transfer_jax.models.crepe import CAPACITIES as CREPE_SIZES
 from transfer_jax.models.crepe import Crepe
 from transfer_jax.models.cross_stitch import CrossStitch
 from transfer_jax.models.densenet import DenseNet
+from transfer_jax.models.detection_head import DetectionHead
 from transfer_jax.models.doodlenet import DoodleNet
 from transfer_jax.models.efficientnet import EfficientNet
 from transfer_jax.models.experts import MultiGateExperts, ProgressiveExperts
@@ -30,6 +31,7 @@ from transfer_jax.models.gpt2 import GPT2
 from transfer_jax.models.heads import (
     ConvReluMeanHead,
     DistilledHead,
+    EmbeddingHead,
     LinearHead,
     MLPHead,
     RegressionHead,
@@ -132,6 +134,8 @@ HEADS = {
     "segmentation": SegmentationHead,
     "conv_relu_mean": ConvReluMeanHead,
     "distilled": DistilledHead,
+    "detection": DetectionHead,
+    "embedding": EmbeddingHead,
 }
 
 

@@ -17,6 +17,7 @@ from transfer_jax.layers.normalization import LayerNorm
 from transfer_jax.layers.pooling import global_average
 from transfer_jax.layers.stochastic_depth import DropPath
 from transfer_jax.models.blocks import rematerialized
+from transfer_jax.models.image_size import require_size
 from transfer_jax.models.taps import Backbone, Taps, walk
 
 SIZES = {"tiny": ((3, 3, 9, 3), 96), "small": ((3, 3, 27, 3), 96), "base": ((3, 3, 27, 3), 128),
@@ -99,7 +100,8 @@ class ConvNeXt(Backbone):
         if self.size not in SIZES:
             raise UserError(f"size={self.size!r} of a ConvNeXt is unknown; use {', '.join(SIZES)}")
         blocks, width = SIZES[self.size]
-        self._require_size(x)
+        require_size(x, {"stem": PATCH, "stage1": PATCH, "stage2": 8, "stage3": 16, "stage4": 32}, self.tap_names,
+                     self.until, "ConvNeXt")
         rates = np.split(np.linspace(0.0, self.drop_path, sum(blocks)), np.cumsum(blocks)[:-1])
 
         def stem(x: jax.Array) -> jax.Array:
@@ -115,10 +117,3 @@ class ConvNeXt(Backbone):
 
         return walk(x.astype(self.dtype), self.until, {
             "stem": stem, **{f"stage{i + 1}": functools.partial(stage, i) for i in range(4)}, "pooled": pooled})
-
-    def _require_size(self, x: jax.Array) -> None:
-        last = self.until or "pooled"
-        smallest = {"stem": PATCH, "stage1": PATCH, "stage2": 8, "stage3": 16}.get(last, 32)
-        if min(x.shape[1:3]) < smallest:
-            raise UserError(f"an image of {x.shape[1]} x {x.shape[2]} is too small for a ConvNeXt up to {last!r}; give "
-                            f"at least {smallest} x {smallest}, or cut the backbone earlier with 'until'")

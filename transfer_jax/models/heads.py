@@ -81,6 +81,22 @@ class RegressionHead(nn.Module):
         return _dense(self.outputs, self.dtype, "dense", self.kernel_init)(x).astype(jnp.float32)
 
 
+class EmbeddingHead(nn.Module):
+    """One dense layer on a tap, then division by the Euclidean length: [B, D] -> [B, outputs] of length 1."""
+
+    outputs: int
+    tap: str = "pooled"
+    pool: str = "none"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, taps: Taps | jax.Array, image_size: tuple[int, int] | None = None,
+                 train: bool = False) -> jax.Array:
+        x = _vector(find_tap(taps, self.tap), self.pool)
+        x = _dense(self.outputs, self.dtype, "dense")(x).astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, -1, keepdims=True), 1e-12))
+
+
 class SegmentationHead(nn.Module, kw_only=True):
     """Class scores per pixel [B, H, W, classes] from several maps.
 

@@ -10,13 +10,13 @@ from transfer_jax.objectives.balancing import fixed, initial_log_variances, pcgr
 from transfer_jax.objectives.class_confusion import class_confusion
 from transfer_jax.objectives.clusters import cluster_cross_entropy
 from transfer_jax.objectives.conditional import conditional_adversarial
-from transfer_jax.objectives.discrepancy import classifier_discrepancy, margin_disparity
+from transfer_jax.objectives.discrepancy import classifier_discrepancy, margin_disparity, sliced_discrepancy
 from transfer_jax.objectives.distillation import co_tuning, delta, distillation, features_to_start
 from transfer_jax.objectives.fair_weights import fairgrad, nash_mtl
-from transfer_jax.objectives.feature_norms import feature_norm
+from transfer_jax.objectives.feature_norms import feature_norm, hard_feature_norm
 from transfer_jax.objectives.generalization import group_dro, irm_penalty, risk_variance
 from transfer_jax.objectives.gradient_directions import aligned_mtl, conflict_free, imtl_g
-from transfer_jax.objectives.gradient_surgery import grad_drop
+from transfer_jax.objectives.gradient_surgery import grad_drop, gradvac, gradvac_start
 from transfer_jax.objectives.gradient_weights import cagrad, dual_proj, mgda, upgrad
 from transfer_jax.objectives.kernel_means import joint_mmd, local_mmd, mmd
 from transfer_jax.objectives.loss_weights import (
@@ -25,6 +25,18 @@ from transfer_jax.objectives.loss_weights import (
     random_weights,
     smooth_tchebycheff,
 )
+from transfer_jax.objectives.moving_weights import (
+    auto_lambda,
+    auto_lambda_start,
+    dynamic_average,
+    dynamic_average_start,
+    famo,
+    famo_after,
+    famo_start,
+    grad_norm,
+    grad_norm_start,
+)
+from transfer_jax.objectives.multi_source import multi_source_adversarial
 from transfer_jax.objectives.open_set import open_set_adversarial
 from transfer_jax.objectives.regularizers import entropy, ewc, information_maximization, l2_norm, l2_to_start
 from transfer_jax.objectives.self_training import (
@@ -46,6 +58,7 @@ from transfer_jax.objectives.supervised import (
 from transfer_jax.objectives.transport import joint_transport
 from transfer_jax.objectives.virtual_adversarial import virtual_adversarial
 from transfer_jax.objectives.wasserstein import wasserstein_critic, wasserstein_distance
+from transfer_jax.tasks import TASK_TERMS
 
 TERMS = {
     "cross_entropy": cross_entropy,
@@ -79,13 +92,16 @@ TERMS = {
     "confusion": confusion,
     "conditional_adversarial": conditional_adversarial,
     "classifier_discrepancy": classifier_discrepancy,
+    "sliced_discrepancy": sliced_discrepancy,
     "margin_disparity": margin_disparity,
     "open_set_adversarial": open_set_adversarial,
+    "multi_source_adversarial": multi_source_adversarial,
     "wasserstein_critic": wasserstein_critic,
     "wasserstein_distance": wasserstein_distance,
     "deep_coral": deep_coral,
     "batch_spectral_penalization": batch_spectral_penalization,
     "feature_norm": feature_norm,
+    "hard_feature_norm": hard_feature_norm,
     "central_moments": central_moments,
     "mmd": mmd,
     "joint_mmd": joint_mmd,
@@ -94,9 +110,10 @@ TERMS = {
     "irm_penalty": irm_penalty,
     "risk_variance": risk_variance,
     "group_dro": group_dro,
+    **TASK_TERMS,
 }
 
-# Losses by name -> (total, metrics). One with a parameter `key` also gets a random key.
+# How losses become one; `objectives/combining.py` says what such a function may ask for.
 COMBINATIONS = {
     "fixed": fixed,
     "uncertainty": uncertainty,
@@ -104,15 +121,18 @@ COMBINATIONS = {
     "geometric_mean": geometric_mean,
     "smooth_tchebycheff": smooth_tchebycheff,
     "impartial_losses": impartial_losses,
+    "dynamic_average": dynamic_average,
+    "famo": famo,
 }
 
 # Rules that learn: names of terms -> their parameters at the start, which live under `objective/`.
 COMBINATION_PARAMETERS = {"uncertainty": initial_log_variances, "impartial_losses": initial_log_variances}
 
-# Gradients of the tasks [T, P] and a key -> one gradient [P], or (gradient, dict of metrics).
+# How the gradients of terms become one.
 GRADIENT_RULES = {
     "sum": sum_gradients,
     "pcgrad": pcgrad,
+    "gradvac": gradvac,
     "mgda": mgda,
     "cagrad": cagrad,
     "upgrad": upgrad,
@@ -123,4 +143,21 @@ GRADIENT_RULES = {
     "config": conflict_free,
     "aligned_mtl": aligned_mtl,
     "grad_drop": grad_drop,
+    "grad_norm": grad_norm,
+    "auto_lambda": auto_lambda,
 }
+
+# Rules for gradients that learn weights of the losses: they also count for what one term alone trains.
+WEIGHT_LEARNERS = frozenset({"grad_norm", "auto_lambda"})
+
+# What combinations of either kind carry at the start: number of terms -> arrays.
+COMBINATION_CARRIED = {
+    "dynamic_average": dynamic_average_start,
+    "famo": famo_start,
+    "gradvac": gradvac_start,
+    "grad_norm": grad_norm_start,
+    "auto_lambda": auto_lambda_start,
+}
+
+# How what is carried moves after the optimizer's step, from the losses of the same batches then.
+AFTER_STEP = {"famo": famo_after}

@@ -63,28 +63,28 @@ def initial_log_variances(names: Iterable[str], *, initial: float = 0.0) -> dict
     return {name: jnp.asarray(initial, jnp.float32) for name in names}
 
 
-def sum_gradients(gradients: jax.Array, key: jax.Array) -> jax.Array:
-    """The plain sum of the task gradients [T, P] -> float32 [P]; the key is not used."""
-    del key
-    return jnp.sum(gradients.astype(jnp.float32), axis=0)
+def sum_gradients(gradients: jax.Array) -> tuple[jax.Array, Metrics]:
+    """The plain sum of the task gradients [T, P] -> float32 [P]: what `fixed` does, with measures of the gradients."""
+    return jnp.sum(gradients.astype(jnp.float32), axis=0), {"weights": jnp.ones(len(gradients), jnp.float32)}
 
 
-def pcgrad(gradients: jax.Array, key: jax.Array) -> jax.Array:
+def pcgrad(gradients: jax.Array, key: jax.Array) -> tuple[jax.Array, Metrics]:
     """Gradient surgery (Yu et al. 2020, algorithm 1): see `project_conflicts`; each task draws its order from `key`.
 
     Args:
-      gradients: float [T, P], the flattened gradient of each task's loss.
+      gradients: float [T, P], the flattened gradient of each task's loss. One of 0 takes no part.
       key: a typed random key.
 
     Returns:
-      float32 [P].
+      float32 [P], and {'weights': those of the gradients [T]}.
     """
     tasks = len(gradients)
     orders = jax.vmap(lambda k: jax.random.permutation(k, tasks))(jax.random.split(key, tasks))
-    return project_conflicts(gradients, orders)
+    total, weights = project_conflicts(gradients, orders)
+    return total, {"weights": weights}
 
 
-def project_conflicts(gradients: jax.Array, orders: jax.Array) -> jax.Array:
+def project_conflicts(gradients: jax.Array, orders: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The sum over tasks of their gradients, each freed of its components against the others' gradients.
 
     Task i goes through the others j in the order of `orders[i]` and, where v . g_j < 0, replaces its vector v by
@@ -96,7 +96,7 @@ def project_conflicts(gradients: jax.Array, orders: jax.Array) -> jax.Array:
       orders: int [T, T], rows are permutations of the tasks (a task's own place is passed over).
 
     Returns:
-      float32 [P].
+      float32 [P], and its weights of the gradients [T].
     """
     gradients = gradients.astype(jnp.float32)
     products = jnp.matmul(gradients, gradients.T, precision="highest")
@@ -111,8 +111,8 @@ def project_conflicts(gradients: jax.Array, orders: jax.Array) -> jax.Array:
         own = jax.nn.one_hot(task, len(gradients), dtype=jnp.float32)
         return jax.lax.scan(project, own, order)[0]
 
-    coefficients = jax.vmap(surgery)(jnp.arange(len(gradients)), orders)
-    return jnp.matmul(jnp.sum(coefficients, axis=0), gradients, precision="highest")
+    weights = jnp.sum(jax.vmap(surgery)(jnp.arange(len(gradients)), orders), axis=0)
+    return jnp.matmul(weights, gradients, precision="highest"), weights
 
 
 def _uncertainty_factor(name: str, kind: str) -> float:

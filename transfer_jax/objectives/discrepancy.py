@@ -1,4 +1,4 @@
-"""Two classifiers over one encoder that disagree where the source does not reach: MCD and MDD."""
+"""Two classifiers over one encoder that disagree where the source does not reach: MCD, SWD and MDD."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from transfer_jax.core.errors import UserError
+from transfer_jax.core.reduction import weighted_mean
 from transfer_jax.layers.gradient import reverse_gradient
 from transfer_jax.objectives.adversarial import reversal_scale
-from transfer_jax.objectives.reduction import weighted_mean
 
 
 def classifier_discrepancy(task_logits: jax.Array, logits: jax.Array, weights: jax.Array, *,
@@ -36,6 +36,33 @@ def classifier_discrepancy(task_logits: jax.Array, logits: jax.Array, weights: j
     first, second = (jax.nn.softmax(z.astype(jnp.float32)) for z in (task_logits, logits))
     total = weighted_mean(jnp.sum(jnp.abs(first - second), axis=-1), weights)
     return total if reduction == "sum" else total / logits.shape[-1]
+
+
+def sliced_discrepancy(task_logits: jax.Array, logits: jax.Array, key: jax.Array, *,
+                       projections: int = 128) -> jax.Array:
+    """The sliced Wasserstein distance, of order two and squared, of two classifiers' answers on the target (SWD; Lee,
+    Batra, Baig & Ulbricht 2019).
+
+    Probabilities are projected on `projections` directions, drawn uniformly in every step; of each the sorted values of
+    both heads are compared: mean over examples and directions of their squared difference. Unlike
+    `classifier_discrepancy`, in whose place it stands, it compares the batch's distributions and not example by
+    example.
+
+    Args:
+      task_logits: float [B, K], of the head of the `task`.
+      logits: of the same shape, of the `head`.
+      key: a typed random key.
+    """
+    if task_logits.shape != logits.shape or logits.ndim != 2:
+        raise UserError(f"sliced_discrepancy: the heads give {task_logits.shape} and {logits.shape}; give both as many "
+                        f"outputs, one vector per example")
+    if projections < 1:
+        raise UserError(f"sliced_discrepancy: projections = {projections} does not fit; give a number >= 1")
+    directions = jax.random.normal(key, (logits.shape[-1], projections))
+    directions /= jnp.linalg.norm(directions, axis=0)
+    first, second = (jnp.sort(jax.nn.softmax(z.astype(jnp.float32)) @ directions, axis=0)
+                     for z in (task_logits, logits))
+    return jnp.mean(jnp.square(first - second))
 
 
 def margin_disparity(source_features: jax.Array, source_task_logits: jax.Array, target_features: jax.Array,

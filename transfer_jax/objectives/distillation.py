@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.objectives.reduction import weighted_mean
+from transfer_jax.core.reduction import weighted_mean
 
 
 def distillation(logits: jax.Array, start_logits: jax.Array, weights: jax.Array, *, temperature: float = 2.0,

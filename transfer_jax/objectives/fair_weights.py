@@ -18,7 +18,7 @@ class Iterate(NamedTuple):
     stuck: jax.Array
 
 
-def nash_mtl(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = None) -> Ruled:
+def nash_mtl(gradients: jax.Array, *, tolerance: float | None = None) -> Ruled:
     """sum_i a_i g_i with K a = 1 / a: Nash's bargain, in which every task gains in the same proportion to what its
     weight is worth (Navon et al. 2022, claim 3.1).
 
@@ -28,10 +28,10 @@ def nash_mtl(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = 
 
     Args and returns: as `fairgrad`.
     """
-    return fairgrad(gradients, key, alpha=1.0, tolerance=tolerance)
+    return fairgrad(gradients, alpha=1.0, tolerance=tolerance)
 
 
-def fairgrad(gradients: jax.Array, key: jax.Array, *, alpha: float = 2.0, tolerance: float | None = None) -> Ruled:
+def fairgrad(gradients: jax.Array, *, alpha: float = 2.0, tolerance: float | None = None) -> Ruled:
     """sum_i a_i g_i with a > 0 and K a = a^(-1 / alpha): the alpha-fair gains of the tasks (FairGrad; Ban & Ji 2024,
     section 4; Mo & Walrand 2000).
 
@@ -41,14 +41,12 @@ def fairgrad(gradients: jax.Array, key: jax.Array, *, alpha: float = 2.0, tolera
 
     Args:
       gradients: float [T, P], the flattened gradient of each task's loss.
-      key: not used.
       alpha: > 0.
       tolerance: see `reported`.
 
     Returns:
       float32 [P] (float64 for float64), and the metrics of `reported`.
     """
-    del key
     if alpha <= 0:
         raise UserError(f"fairgrad: alpha = {alpha} does not fit; give a number > 0")
     of = gramian(gradients)
@@ -60,11 +58,12 @@ def fairgrad(gradients: jax.Array, key: jax.Array, *, alpha: float = 2.0, tolera
     shares = jnp.where(of.active, jnp.exp(shares - middle), 1.0)
     b, _ = alpha_fair(of.cosines, shares, 1 / alpha)
     size = jnp.exp(middle * alpha / (1 + alpha))
-    direction = combined(of.units, jnp.where(of.active, b, 0.0))
+    b = jnp.where(of.active, b, 0.0)
+    direction = combined(of.units, b)
     # Measured on the result itself: where gradients oppose each other, rounded cosines may have a solution.
     slopes = jnp.matmul(of.units, direction, precision="highest")
     residual = jnp.max(jnp.where(of.active, jnp.abs(slopes * b ** (1 / alpha) / shares - 1), 0.0))
-    return reported(size * direction, residual, tolerance)
+    return reported(of, size * b, residual, tolerance)
 
 
 def alpha_fair(matrix: jax.Array, shares: jax.Array, power: float, *, iterations: int = 100,

@@ -28,17 +28,17 @@ def irm_penalty(logits: jax.Array, labels: jax.Array, weights: jax.Array, domain
       domains: int [B].
       count: number of domains.
     """
-    _check("irm_penalty", logits, labels, domains, count)
+    check_domains("irm_penalty", logits, labels, domains, count)
     z = logits.astype(jnp.float32)
     slopes = jnp.sum((jax.nn.softmax(z) - jax.nn.one_hot(labels, z.shape[-1])) * z, axis=-1)
     slopes = _or_nan(slopes, labels, z.shape[-1])
-    members = _members(domains, weights, count)
+    members = domain_members(domains, weights, count)
     if not halves:
-        means, present = _domain_means(slopes, members)
+        means, present = domain_means(slopes, members)
         return _mean(jnp.square(means), present)
     # An example's place among those of its domain says which half it is in.
     places = jnp.sum(jnp.cumsum(members > 0, axis=0) * (members > 0), axis=-1)
-    parts = [_domain_means(slopes, jnp.where((places % 2 == odd)[:, None], members, 0.0)) for odd in (1, 0)]
+    parts = [domain_means(slopes, jnp.where((places % 2 == odd)[:, None], members, 0.0)) for odd in (1, 0)]
     return _mean(parts[0][0] * parts[1][0], parts[0][1] & parts[1][1])
 
 
@@ -50,8 +50,8 @@ def risk_variance(logits: jax.Array, labels: jax.Array, weights: jax.Array, doma
     Returns:
       The loss, and {'worst_risk'}: the largest mean cross-entropy.
     """
-    _check("risk_variance", logits, labels, domains, count)
-    risks, present = _risks(logits, labels, weights, domains, count)
+    check_domains("risk_variance", logits, labels, domains, count)
+    risks, present = domain_risks(logits, labels, weights, domains, count)
     mean = _mean(risks, present)
     return _mean(jnp.square(risks - mean), present), {"worst_risk": jnp.max(jnp.where(present, risks, -jnp.inf))}
 
@@ -73,27 +73,27 @@ def group_dro(logits: jax.Array, labels: jax.Array, weights: jax.Array, domains:
     Returns:
       The loss, {'worst_risk', 'largest_weight'}, and the new q.
     """
-    _check("group_dro", logits, labels, domains, count)
-    risks, present = _risks(logits, labels, weights, domains, count)
+    check_domains("group_dro", logits, labels, domains, count)
+    risks, present = domain_risks(logits, labels, weights, domains, count)
     before = jnp.log(jnp.maximum(carried["domain_weights"], jnp.finfo(jnp.float32).tiny))
     after = jax.nn.softmax(before + step * jax.lax.stop_gradient(risks))
     metrics = {"worst_risk": jnp.max(jnp.where(present, risks, -jnp.inf)), "largest_weight": jnp.max(after)}
     return jnp.sum(after * risks), metrics, {"domain_weights": after}
 
 
-def _risks(logits: jax.Array, labels: jax.Array, weights: jax.Array, domains: jax.Array,
+def domain_risks(logits: jax.Array, labels: jax.Array, weights: jax.Array, domains: jax.Array,
            count: int) -> tuple[jax.Array, jax.Array]:
     logs = jax.nn.log_softmax(logits.astype(jnp.float32))
     losses = -jnp.sum(jax.nn.one_hot(labels, logs.shape[-1]) * logs, axis=-1)
-    return _domain_means(_or_nan(losses, labels, logs.shape[-1]), _members(domains, weights, count))
+    return domain_means(_or_nan(losses, labels, logs.shape[-1]), domain_members(domains, weights, count))
 
 
-def _members(domains: jax.Array, weights: jax.Array, count: int) -> jax.Array:
+def domain_members(domains: jax.Array, weights: jax.Array, count: int) -> jax.Array:
     """float32 [B, count]: the weight of every example in its domain's column."""
     return jax.nn.one_hot(domains, count, dtype=jnp.float32) * weights.astype(jnp.float32)[:, None]
 
 
-def _domain_means(values: jax.Array, members: jax.Array) -> tuple[jax.Array, jax.Array]:
+def domain_means(values: jax.Array, members: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The weighted mean of the values [B] in each domain [count], 0 for an absent one, and bool: which are present."""
     masses = jnp.sum(members, axis=0)
     totals = jnp.sum(jnp.where(members > 0, members * values[:, None], 0.0), axis=0)
@@ -108,7 +108,7 @@ def _or_nan(values: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
     return jnp.where((labels >= 0) & (labels < classes), values, jnp.nan)
 
 
-def _check(name: str, logits: jax.Array, labels: jax.Array, domains: jax.Array | None, count: int) -> None:
+def check_domains(name: str, logits: jax.Array, labels: jax.Array, domains: jax.Array | None, count: int) -> None:
     if domains is None:
         raise UserError(f"{name} compares domains, but the examples of its stream have none; merge the data sets of "
                         f"several, each with its `domain`")

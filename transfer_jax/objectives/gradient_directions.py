@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from transfer_jax.objectives.gramian import Gramian, Ruled, combined, gramian, reported
 
 
-def imtl_g(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = None) -> Ruled:
+def imtl_g(gradients: jax.Array, *, tolerance: float | None = None) -> Ruled:
     """sum_i a_i g_i with sum a = 1 whose projections onto all gradients are equal (IMTL-G; Liu et al. 2021, "Towards
     impartial multi-task learning", section 3.1).
 
@@ -19,34 +19,31 @@ def imtl_g(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = No
 
     Args:
       gradients: float [T, P], the flattened gradient of each task's loss. One of 0 takes no part.
-      key: not used.
       tolerance: see `reported`.
 
     Returns:
       float32 [P] (float64 for float64), and the metrics of `reported`.
     """
-    del key
     of = gramian(gradients)
     b, residual = _equal_projections(of)
     total = jnp.sum(b / jnp.where(of.active, of.norms, 1.0))
-    return reported(combined(of.units, b) / jnp.where(jnp.any(of.active), total, 1.0), residual, tolerance)
+    return reported(of, b / jnp.where(jnp.any(of.active), total, 1.0), residual, tolerance)
 
 
-def conflict_free(gradients: jax.Array, key: jax.Array, *, tolerance: float | None = None) -> Ruled:
+def conflict_free(gradients: jax.Array, *, tolerance: float | None = None) -> Ruled:
     """The direction of equal, positive cosines with all gradients, as long as the sum of their projections onto it
     (ConFIG; Liu, Chu & Thuerey 2025, section 3): x = U^+ 1, d = (sum_i g_i . x) x / |x|^2.
 
     The direction is that of `imtl_g`, up to its sign; the length is not. Residual and arguments: as there.
     """
-    del key
     of = gramian(gradients)
     b, residual = _equal_projections(of)
     length = jnp.sqrt(jnp.maximum(b @ of.cosines @ b, 0.0))
-    direction = combined(of.units, b / jnp.where(length > 0, length, 1.0))
-    return reported(jnp.sum(of.units @ direction * of.norms) * direction, residual, tolerance)
+    b = b / jnp.where(length > 0, length, 1.0)
+    return reported(of, jnp.sum(of.units @ combined(of.units, b) * of.norms) * b, residual, tolerance)
 
 
-def aligned_mtl(gradients: jax.Array, key: jax.Array) -> jax.Array:
+def aligned_mtl(gradients: jax.Array) -> Ruled:
     """The sum of the gradients after their principal components are all made as long as the shortest, so that the
     system of gradients has condition number 1 (Aligned-MTL; Senushkin et al. 2023, section 4 and algorithm 1).
 
@@ -56,12 +53,11 @@ def aligned_mtl(gradients: jax.Array, key: jax.Array) -> jax.Array:
     Args: as `imtl_g`, without a tolerance: nothing is solved.
 
     Returns:
-      float32 [P] (float64 for float64).
+      float32 [P] (float64 for float64), and {'weights': those of the gradients [T]}.
     """
-    del key
     of = gramian(gradients)
     weights = jnp.sum(alignment(of.products()[0]), axis=0)
-    return combined(of.units, weights * of.norms)
+    return combined(of.units, weights * of.norms), {"weights": weights}
 
 
 def alignment(products: jax.Array) -> jax.Array:

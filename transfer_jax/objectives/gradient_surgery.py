@@ -9,15 +9,40 @@ from transfer_jax.core.errors import UserError
 from transfer_jax.objectives.gramian import combined, gramian
 
 
+def gradvac(gradients: jax.Array, key: jax.Array, carried: dict[str, jax.Array], *,
+            momentum: float = 0.01) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
+    """Gradient Vaccine: see `vaccinate`; each task draws its order from `key`, and the targets are carried.
+
+    Args:
+      gradients: float [T, P], the flattened gradient of each task's loss.
+      key: a typed random key.
+      carried: see `gradvac_start`.
+      momentum: beta in the paper, in [0, 1].
+
+    Returns:
+      float32 [P], {'weights' [T], 'target_cosine': mean over the pairs}, and what is carried on.
+    """
+    tasks = len(gradients)
+    orders = jax.vmap(lambda k: jax.random.permutation(k, tasks))(jax.random.split(key, tasks))
+    total, weights, targets = vaccinate(gradients, orders, carried["targets"], momentum=momentum)
+    mean = jnp.sum(targets) / max(tasks * (tasks - 1), 1)
+    return total, {"weights": weights, "target_cosine": mean}, {"targets": targets.astype(jnp.float32)}
+
+
+def gradvac_start(terms: int) -> dict[str, jax.Array]:
+    """Targets of 0, float32 [T, T]."""
+    return {"targets": jnp.zeros((terms, terms), jnp.float32)}
+
+
 def vaccinate(gradients: jax.Array, orders: jax.Array, targets: jax.Array, *,
-              momentum: float = 0.01) -> tuple[jax.Array, jax.Array]:
+              momentum: float = 0.01) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradient Vaccine (Wang et al. 2021, algorithm 1): gradients that are less similar than usual are
     turned toward each other.
 
     Task i goes through the others j in the order of `orders[i]`. With phi the cosine of its vector v and the ORIGINAL
     g_j, t its target and phi < t, v becomes v + |v| (t sqrt(1 - phi^2) - phi sqrt(1 - t^2)) / (|g_j| sqrt(1 - t^2))
     g_j, whose cosine with g_j is t; every target then moves to (1 - momentum) t + momentum phi. Targets of 0 that stay
-    are PCGrad. It is no entry of `GRADIENT_RULES`, since the targets must be carried from step to step.
+    are PCGrad.
 
     Args:
       gradients: float [T, P]; one of 0 neither turns nor is turned toward.
@@ -26,7 +51,7 @@ def vaccinate(gradients: jax.Array, orders: jax.Array, targets: jax.Array, *,
       momentum: beta in the paper, in [0, 1].
 
     Returns:
-      The sum, float32 [P] (float64 for float64), and the new targets [T, T], of the same dtype.
+      The sum, float32 [P] (float64 for float64), its weights of the gradients [T], and the new targets [T, T].
     """
     if not 0 <= momentum <= 1:
         raise UserError(f"gradient vaccine: momentum = {momentum} does not fit; give a number from 0 to 1")
@@ -54,7 +79,8 @@ def vaccinate(gradients: jax.Array, orders: jax.Array, targets: jax.Array, *,
         return jax.lax.scan(toward, (own, row), order)[0]
 
     weights, targets = jax.vmap(turn)(jnp.arange(len(products)), orders, targets.astype(dtype))
-    return combined(of.units, jnp.sum(weights, axis=0) * of.norms), targets
+    weights = jnp.sum(weights, axis=0)
+    return combined(of.units, weights * of.norms), weights, targets
 
 
 def grad_drop(gradients: jax.Array, key: jax.Array, *, leak: float = 0.0) -> jax.Array:

@@ -35,6 +35,17 @@ class Gramian(NamedTuple):
         return lengths[:, None] * self.cosines * lengths, largest
 
 
+def stand_ins(gradients: jax.Array, present: jax.Array) -> jax.Array:
+    """The gradients [T, P] with those that are absent replaced by the first present one: what they span, and its hull,
+    is that of the present ones."""
+    return jnp.where(present[:, None], gradients, gradients[jnp.argmax(present)])
+
+
+def shares(present: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The weights [T] of the mean over the present tasks."""
+    return (present / jnp.maximum(jnp.sum(present), 1)).astype(dtype)
+
+
 def gramian(gradients: jax.Array) -> Gramian:
     """Lengths and cosines of gradients, float [T, P]."""
     gradients = gradients.astype(jnp.promote_types(gradients.dtype, jnp.float32))
@@ -52,24 +63,33 @@ def combined(units: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.matmul(weights, units, precision="highest")
 
 
-def reported(gradient: jax.Array, residual: jax.Array, tolerance: float | None) -> Ruled:
-    """The gradient of a rule that solves for its weights, and {'combination_residual'}: how far the solution is off.
+def reported(of: Gramian, units: jax.Array, residual: jax.Array, tolerance: float | None) -> Ruled:
+    """What a rule that solves for weights returns: its gradient and the metrics {'weights', 'combination_residual'}.
 
     A residual above `tolerance` is no solution: then the gradient is NaN and the residual infinite, which the training
     loop reports by name and stops at. Weights that are merely equal would hide it.
 
     Args:
-      gradient: [P].
-      residual: a scalar >= 0, relative to the size of the problem.
+      of: the gradients.
+      units: [T], weights of the gradients at length 1.
+      residual: a scalar >= 0, relative to the size of the problem: how far the solution is off.
       tolerance: None: 3e-3 in float32, 1e-7 in float64.
+
+    Returns:
+      [P], and metrics: weights [T] of the gradients themselves, 0 for one of 0.
 
     Raises:
       UserError: for a tolerance that is not positive.
     """
     if tolerance is None:
-        tolerance = 1e-7 if gradient.dtype == jnp.float64 else 3e-3
+        tolerance = 1e-7 if units.dtype == jnp.float64 else 3e-3
     if tolerance <= 0:
         raise UserError(f"a gradient rule's tolerance = {tolerance} does not fit; give a number > 0")
     solved = residual <= tolerance
-    return (jnp.where(solved, gradient, jnp.nan),
-            {"combination_residual": jnp.where(solved, residual, jnp.inf)})
+    return (jnp.where(solved, combined(of.units, units), jnp.nan),
+            {"weights": of_gradients(of, units), "combination_residual": jnp.where(solved, residual, jnp.inf)})
+
+
+def of_gradients(of: Gramian, units: jax.Array) -> jax.Array:
+    """Weights [T] of gradients at length 1 as weights of the gradients themselves."""
+    return jnp.where(of.active, units / jnp.where(of.active, of.norms, 1.0), 0.0)

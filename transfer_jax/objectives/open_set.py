@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from transfer_jax.core.errors import UserError
+from transfer_jax.core.reduction import weighted_mean
 from transfer_jax.layers.gradient import reverse_gradient
 from transfer_jax.objectives.adversarial import reversal_scale
-from transfer_jax.objectives.reduction import weighted_mean
 
 
 def open_set_adversarial(target_features: jax.Array, target_weights: jax.Array,

@@ -1,24 +1,5 @@
-"""Means over a batch in which every example has a weight."""
+"""Means over a batch, for losses; see `core/reduction.py`."""
 
-from __future__ import annotations
+from transfer_jax.core.reduction import scaled_by_mass, weighted_mean
 
-import jax
-import jax.numpy as jnp
-
-
-def weighted_mean(values: jax.Array, weights: jax.Array, masses: jax.Array | None = None) -> jax.Array:
-    """sum_i w_i values_i / sum_i w_i masses_i: a float32 scalar, 0 where the divisor is 0.
-
-    Args:
-      values: float [B, ...], one value per example or per pixel.
-      weights: float [B], the weight of each example; values of weight 0 are left out even when they are NaN.
-      masses: float of the shape of `values`: what each value counts for in the divisor; None: 1 each.
-    """
-    weights = jnp.broadcast_to(_trailing(weights.astype(jnp.float32), values.ndim), values.shape)
-    divisor = jnp.sum(weights if masses is None else weights * masses)
-    total = jnp.sum(jnp.where(weights > 0, weights * values, 0.0))
-    return jnp.where(divisor > 0, total / jnp.where(divisor > 0, divisor, 1.0), 0.0)
-
-
-def _trailing(weights: jax.Array, ndim: int) -> jax.Array:
-    return weights.reshape(weights.shape + (1,) * (ndim - weights.ndim))
+__all__ = ["scaled_by_mass", "weighted_mean"]

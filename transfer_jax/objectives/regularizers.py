@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.objectives.reduction import weighted_mean
+from transfer_jax.core.reduction import weighted_mean
 
 # Fresh heads have no start worth keeping.
 BACKBONES = r"(?!heads/|objective/).*"

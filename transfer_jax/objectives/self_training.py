@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.objectives.reduction import weighted_mean
+from transfer_jax.core.reduction import weighted_mean
 
 
 def pseudo_labels(logits: jax.Array, weights: jax.Array, *, threshold: float = 0.95,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,36 +44,62 @@ class TermSpec(Component):
         return {"": self.stream} if self.stream else dict(self.streams)
 
 
-class UpdateSpec(Spec):
-    """One optimizer step: which terms, how their losses combine, which groups move and how often."""
+class CombiningSpec(Spec):
+    """How the losses, or the gradients, of an update's terms become one.
+
+    `gradients_of` says what a rule for gradients combines: those of the parameters that two or more terms reach
+    ("shared"; a head gets its own term's gradient), of all that move ("parameters"), or of the features of a tap. With
+    `on_bad_task` "skip" a term whose loss or gradient is not finite is left out of that step. `lookahead`: stream ->
+    the stream whose batches take its place in a rule that looks ahead.
+
+    With `sampling` a step trains one task, drawn from shares that follow from the sizes of their data (a kind of
+    `sampling.SAMPLINGS`): its terms and those of no task run, and groups that these do not reach stay.
+    """
+
+    combine: Component = Component(kind="fixed")
+    gradients_of: str = "shared"
+    on_bad_task: Literal["error", "skip"] = "error"
+    lookahead: dict[str, str] = {}
+    sampling: Component | None = None
+
+
+class UpdateSpec(CombiningSpec):
+    """One optimizer step: which terms, how they combine, which groups move and how often."""
 
     terms: dict[str, TermSpec]
     groups: tuple[str, ...] | None = None  # None: every group that trains
     repeats: int = Field(default=1, ge=1)
-    combine: Component = Component(kind="fixed")
 
 
-class ObjectiveSpec(Spec):
-    """An ordered list of updates. A single update may be written as its `terms` and `combine` alone."""
+class ObjectiveSpec(CombiningSpec):
+    """An ordered list of updates. A single update may be written as its `terms` and how they combine."""
 
     terms: dict[str, TermSpec] = {}
-    combine: Component = Component(kind="fixed")
     updates: tuple[UpdateSpec, ...] = ()
 
     @model_validator(mode="after")
     def _one_form(self) -> ObjectiveSpec:
         if self.terms and self.updates:
             raise ValueError("give either 'terms' (one update) or 'updates', not both")
+        fields = CombiningSpec.model_fields  # what a workdir's config.json tells of them may be the default
+        named = [name for name in self.model_fields_set & set(fields)
+                 if getattr(self, name) != fields[name].get_default(call_default_factory=True)]
+        if self.updates and named:
+            raise ValueError(f"{', '.join(sorted(named))} beside 'updates' would do nothing; write it in each update")
         return self
 
     @property
     def ordered(self) -> tuple[UpdateSpec, ...]:
-        return self.updates or ((UpdateSpec(terms=self.terms, combine=self.combine),) if self.terms else ())
+        if self.updates or not self.terms:
+            return self.updates
+        combining = {name: getattr(self, name) for name in CombiningSpec.model_fields}
+        return (UpdateSpec(terms=self.terms, **combining),)
 
     def streams(self) -> list[str]:
-        """Names of the streams that the terms read, in order of first use."""
+        """Names of the streams that the terms read, or that a rule looks ahead on, in order of first use."""
         names: dict[str, Any] = {}
         for update in self.ordered:
             for term in update.terms.values():
                 names.update(dict.fromkeys(term.roles.values()))
+            names.update(dict.fromkeys(update.lookahead.values()))
         return list(names)

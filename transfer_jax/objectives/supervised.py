@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.objectives.reduction import weighted_mean
+from transfer_jax.core.reduction import weighted_mean
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_probs: jax.Array | None, weights: jax.Array, *,

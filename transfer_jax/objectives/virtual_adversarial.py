@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from transfer_jax.core.errors import UserError
+from transfer_jax.core.reduction import weighted_mean
 from transfer_jax.objectives.lengths import example_lengths
-from transfer_jax.objectives.reduction import weighted_mean
 
 
 def virtual_adversarial(inputs: jax.Array, apply_model: Callable[[jax.Array], jax.Array], weights: jax.Array,

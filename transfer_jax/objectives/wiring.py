@@ -80,6 +80,12 @@ class Term:
         """Whether the term asks for one of these quantities."""
         return any(quantity in quantities for _, _, quantity in self.quantities)
 
+    @property
+    def labelled_roles(self) -> tuple[str, ...]:
+        """The roles of the streams whose labels the term reads."""
+        return tuple(dict.fromkeys(role for _, role, quantity in self.quantities
+                                   if quantity in ("labels", "label_probs")))
+
     def first_carried(self, sizes: Mapping[str, int]) -> Any:
         """What the term carries at the stage's start; `sizes`: examples of every stream."""
         function = CARRIED[self.kind]
@@ -222,11 +228,12 @@ def _resolve(term: Term, role: str, quantity: str, context: Context) -> Any:
         return context.carried[term.name]
     if quantity in SHARED:
         return getattr(context, quantity)
-    return _of_stream(term, term.spec.roles[role], quantity, context)
+    return _of_stream(term, role, quantity, context)
 
 
-def _of_stream(term: Term, stream: str, quantity: str, context: Context) -> Any:
-    batch, where = context.batches[stream], f"term {term.name!r}"
+def _of_stream(term: Term, role: str, quantity: str, context: Context) -> Any:
+    stream, where = term.spec.roles[role], f"term {term.name!r}"
+    batch = context.batches[stream]
     if quantity == "logits":
         return context.output(stream, term.head)
     if quantity == "task_logits":
@@ -246,8 +253,24 @@ def _of_stream(term: Term, stream: str, quantity: str, context: Context) -> Any:
         return tuple(_entry(context.taps[stream], tap, "tap", where) for tap in term.spec.taps)
     if quantity == "labels":
         return labels_of(term, stream, batch)
+    if quantity == "weights" and role in term.labelled_roles:
+        return labelled_weights(term, batch)
     key = {"weights": "weight", "domains": "domain", "examples": "position"}.get(quantity, quantity)
     return batch.get(key)
+
+
+def labelled_weights(term: Term, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """The weight of every example, 0 where the label that the term reads is not known."""
+    known = batch.get(f"known/{term.label_key}")
+    return batch["weight"] if known is None else batch["weight"] * known
+
+
+def labelled_mass(term: Term, batches: Mapping[str, Mapping[str, jax.Array]]) -> jax.Array | None:
+    """What the examples with a label for the term weigh together (of several streams: the least); None where no
+    stream of it lacks labels."""
+    found = [batches[term.spec.roles[role]] for role in term.labelled_roles]
+    masses = [jnp.sum(labelled_weights(term, batch)) for batch in found if f"known/{term.label_key}" in batch]
+    return jnp.min(jnp.stack(masses)) if masses else None
 
 
 def labels_of(term: Term, stream: str, batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -56,11 +56,12 @@ RECIPES = {recipe.__name__: recipe for recipe in (
 # For a target without labels: `Setting.target`.
 ADAPTATION = {recipe.__name__: recipe for recipe in (
     adaptation.source_only, adaptation.dann, adaptation.bsp, adaptation.cdan, adaptation.mdd, adaptation.mcd,
-    adaptation.wdgrl, adaptation.adda, adaptation.dan, adaptation.jan, adaptation.dsan, adaptation.deep_coral,
-    adaptation.cmd, adaptation.deep_jdot, adaptation.afn, adaptation.minimum_entropy,
-    adaptation.information_maximization, adaptation.mcc, adaptation.bnm, adaptation.vada, adaptation.pseudo_label,
-    adaptation.fixmatch, adaptation.mean_teacher, adaptation.self_ensemble, adaptation.dsbn, adaptation.domain_shift,
-    adaptation.adabn, adaptation.t3a, adaptation.tent, adaptation.shot)}
+    adaptation.swd, adaptation.mdan, adaptation.wdgrl, adaptation.adda, adaptation.dan, adaptation.jan,
+    adaptation.dsan, adaptation.deep_coral, adaptation.cmd, adaptation.deep_jdot, adaptation.afn,
+    adaptation.minimum_entropy, adaptation.information_maximization, adaptation.mcc, adaptation.bnm,
+    adaptation.vada, adaptation.pseudo_label, adaptation.fixmatch, adaptation.mean_teacher,
+    adaptation.self_ensemble, adaptation.dsbn, adaptation.domain_shift, adaptation.adabn, adaptation.t3a,
+    adaptation.tent, adaptation.shot)}
 
 __all__ = ["ADAPTATION", "RECIPES", "Setting", "expand"]
 

@@ -64,15 +64,36 @@ def mdd(setting: Setting, *, weight: float = 1.0, hidden: int = 256, margin: flo
 def mcd(setting: Setting, *, steps: int = 4) -> Config:
     """Two classifiers that disagree on the target as far as they can, and an encoder that makes them agree, `steps`
     times for each of their updates (Saito et al. 2018)."""
-    _pair(setting, "mcd")
+    return _discrepant(setting, "mcd", "classifier_discrepancy", steps)
+
+
+def swd(setting: Setting, *, steps: int = 4, projections: int = 128) -> Config:
+    """`mcd` with the sliced Wasserstein distance of the two classifiers' answers (Lee et al. 2019)."""
+    return _discrepant(setting, "swd", "sliced_discrepancy", steps, projections=projections)
+
+
+def _discrepant(setting: Setting, name: str, kind: str, steps: int, **options: Any) -> Config:
+    _pair(setting, name)
     labels = {"kind": "task", "task": setting.name, "stream": setting.stream}
     both = {setting.name: labels, SECOND: {**labels, "task": SECOND}}
-    differ = {"kind": "classifier_discrepancy", "task": setting.name, "head": SECOND, "stream": setting.target}
+    differ = {"kind": kind, "task": setting.name, "head": SECOND, "stream": setting.target, **options}
     found = _jointly(setting, updates=(
         {"terms": both}, {"terms": {**both, "apart": {**differ, "weight": -1.0}}, "groups": ("head",)},
         {"terms": {"together": differ}, "groups": ("backbone",), "repeats": steps}))
-    made = plan(setting, {"mcd": found}, heads={SECOND: dict(setting.head)})
+    made = plan(setting, {name: found}, heads={SECOND: dict(setting.head)})
     return {**made, "tasks": {**made["tasks"], SECOND: {**setting.task, "head": SECOND}}}
+
+
+def mdan(setting: Setting, *, sources: int = 2, weight: float = 1.0, hidden: int = 256, mu: float = 0.01,
+         sharpness: float | None = 10.0) -> Config:
+    """Several sources, merged into `Setting.stream`, each with a classifier that tells it from the target; the worst
+    counts most (Zhao et al. 2018). sharpness: None: the worst alone."""
+    term = _pair(setting, "multi_source_adversarial", weight=weight, count=sources, mu=mu, sharpness=sharpness,
+                 task=setting.name, head=CRITIC)
+    found = _jointly(setting)
+    found["objective"] = {"terms": {setting.name: term}}
+    return plan(setting, {"mdan": found},
+                heads={CRITIC: {"kind": "mlp", "hidden": (hidden, hidden), "outputs": sources}})
 
 
 def wdgrl(setting: Setting, *, weight: float = 1.0, hidden: int = 256, repeats: int = 5) -> Config:
@@ -131,11 +152,13 @@ def deep_jdot(setting: Setting, *, weight: float = 1.0) -> Config:
     return _aligned(setting, "deep_jdot", "joint_transport", weight, task=setting.name)
 
 
-def afn(setting: Setting, *, weight: float = 0.05) -> Config:
-    """Features of both domains made longer step by step (Xu et al. 2019)."""
-    terms = {f"{role}_norm": {"kind": "feature_norm", "stream": stream, "weight": weight, **_tap(setting)}
+def afn(setting: Setting, *, weight: float = 0.05, radius: float = 0.0) -> Config:
+    """Features of both domains made longer step by step (Xu et al. 2019); with a `radius` their mean length is drawn to
+    it (hard AFN)."""
+    kind = {"kind": "hard_feature_norm", "radius": radius} if radius else {"kind": "feature_norm"}
+    terms = {f"{role}_norm": {**kind, "stream": stream, "weight": weight, **_tap(setting)}
              for role, stream in _pair(setting, "")["streams"].items()}
-    return plan(setting, {"afn": _jointly(setting, terms)})
+    return plan(setting, {"hard_afn" if radius else "afn": _jointly(setting, terms)})
 
 
 def minimum_entropy(setting: Setting, *, weight: float = 0.1) -> Config:

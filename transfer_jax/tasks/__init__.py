@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pydantic
 from pydantic import Field
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component, Spec, lookup
-from transfer_jax.tasks.kinds import BINARY, CLASSIFICATION, REGRESSION, SEGMENTATION, TaskKind
+from transfer_jax.tasks.binary import BINARY
+from transfer_jax.tasks.classification import CLASSIFICATION
+from transfer_jax.tasks.detection import DETECTION
+from transfer_jax.tasks.embedding import EMBEDDING
+from transfer_jax.tasks.kind import TaskKind
+from transfer_jax.tasks.metric import Collected, Metric
+from transfer_jax.tasks.regression import REGRESSION
+from transfer_jax.tasks.segmentation import SEGMENTATION
 
 TASKS: dict[str, TaskKind] = {
     "classification": CLASSIFICATION,
     "segmentation": SEGMENTATION,
     "binary": BINARY,
     "regression": REGRESSION,
+    "detection": DETECTION,
+    "embedding": EMBEDDING,
 }
+
+# What the kinds bring along, for the registries of losses and metrics.
+TASK_TERMS: dict[str, Callable] = {name: term for kind in TASKS.values() for name, term in kind.terms.items()}
+TASK_METRICS: dict[str, Metric | Collected] = {
+    name: metric for kind in TASKS.values() for name, metric in kind.measures.items()}
 
 
 class TaskSpec(Spec):
@@ -31,7 +47,7 @@ class TaskSpec(Spec):
       metrics: names of the metrics of its evaluation.
       loss: the supervised term.
       class_names_from: the stream that defines the classes; None: the first stream that the task is used on.
-      outputs: how many numbers a regression predicts; the other kinds count their classes.
+      outputs: how many numbers a regression predicts or an embedding has; the other kinds count their classes.
     """
 
     kind: str
@@ -49,7 +65,8 @@ class TaskSpec(Spec):
             return values  # the fields themselves say what is wrong
         kind = lookup(TASKS, values["kind"], "kind of task", "the task's kind")
         if values.get("outputs") is not None and kind.has_classes:
-            raise ValueError(f"'outputs' is for regression; a {values['kind']} task counts its classes, delete it")
+            raise ValueError(f"'outputs' is for regression and embedding; a {values['kind']} task counts its classes, "
+                             f"delete it")
         given = {key: value for key, value in values.items() if value is not None}
         return {"label": kind.label, "metrics": kind.metrics, "loss": kind.loss, **given}
 
@@ -64,7 +81,7 @@ def head_outputs(task: TaskSpec, class_names: tuple[str, ...] = ()) -> int:
 
 
 def metric_batch(task: TaskSpec, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The entries of `batch` that metrics read, with the task's labels under `label`.
+    """The entries of `batch` that metrics read: the task's labels under `label`, and weights, 0 for one not known.
 
     Raises:
       UserError: if the batch has no such labels.
@@ -72,9 +89,25 @@ def metric_batch(task: TaskSpec, batch: Mapping[str, jax.Array]) -> dict[str, ja
     if task.label not in batch:
         raise UserError(f"the task of head {task.head!r} needs the labels {task.label!r}, but the stream gives "
                         f"{', '.join(sorted(batch))}; evaluate on a labelled stream or set the task's 'label'")
-    return {"label": batch[task.label], **({"weight": batch["weight"]} if "weight" in batch else {})}
+    weights = [batch[key] for key in ("weight", f"known/{task.label}") if key in batch]
+    return {"label": batch[task.label], **({"weight": math.prod(weights)} if weights else {})}
 
 
 def predict(task: TaskSpec, outputs: jax.Array) -> dict[str, jax.Array]:
     """`prediction` and, for classes, `confidence` (probability of the prediction) and `probabilities`."""
     return TASKS[task.kind].predict(outputs)
+
+
+def example_error(task: TaskSpec, outputs: jax.Array, labels: jax.Array) -> jax.Array | None:
+    """float32 [B], by which the worst examples are found; None for a kind without a measure of one example."""
+    kind = TASKS[task.kind]
+    if kind.error is not None:
+        return kind.error(outputs, labels)
+    probabilities = kind.predict(outputs).get("probabilities")
+    return None if probabilities is None else -_log_probability(probabilities, labels)
+
+
+def _log_probability(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+    """Log-probability of the label, one number an example (the mean over pixels for maps)."""
+    chosen = jnp.take_along_axis(probabilities, jnp.clip(labels, 0)[..., None].astype(jnp.int32), axis=-1)[..., 0]
+    return jnp.log(jnp.maximum(chosen, 1e-30)).reshape(labels.shape[0], -1).mean(-1)

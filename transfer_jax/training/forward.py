@@ -63,12 +63,13 @@ def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_s
                  progress: jax.Array, start: tuple[Mapping[str, jax.Array], Any],
                  averaged: tuple[Mapping[str, jax.Array], Any] | None, carried: Mapping[str, Any],
                  mixing: Callable[[Batch, jax.Array], Mapping[str, Any]] | None = None,
-                 ) -> tuple[Context, Callable[[], Any]]:
+                 edits: Callable[[str], Mapping[str, Any]] | None = None) -> tuple[Context, Callable[[], Any]]:
     """The context that terms read, and a function that returns the statistics after all that they ran.
 
     Backbones run once per stream, in the order of `names` (or once in all, if `joint`); heads run when a term asks,
     once per stream. `start` holds the parameters and statistics of the stage's start, for terms that look back,
-    `averaged` those of the moving average. `mixing` gives functions of taps that mix the examples of a batch.
+    `averaged` those of the moving average. `mixing` gives functions of taps that mix the examples of a batch, `edits`
+    others, of a stream's taps, which act after them.
     """
     moved: dict[str, Any] = {}
 
@@ -87,9 +88,10 @@ def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_s
                 "rngs": {"dropout": _named(key, name)}}
 
     def run(name: str, passage: Passage, batch: Batch, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
-        edits = mixing(batch, _named(key, f"mixing/{name}")) if mixing else None
+        mixed = mixing(batch, _named(key, f"mixing/{name}")) if mixing else {}
         with reading(passage.domain):
-            found, statistics = model.taps(variables(passage), inputs, edits=edits, **settings(passage, name))
+            found, statistics = model.taps(variables(passage), inputs, edits=_one_after_the_other(
+                mixed, edits(name) if edits else {}), **settings(passage, name))
         note(statistics, passage)
         return found
 
@@ -139,6 +141,11 @@ def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_s
                       initial_parameters=initial, statistics=statistics, carried=carried, progress=progress,
                       key=_named(key, "terms"))
     return context, lambda: unflatten({path: jax.lax.stop_gradient(leaf) for path, leaf in flatten(moved).items()})
+
+
+def _one_after_the_other(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    both = {tap: functools.partial(lambda a, b, x: b(a(x)), first[tap], second[tap]) for tap in first if tap in second}
+    return {**first, **second, **both}
 
 
 def _other_model(model: Model, variables: tuple[Mapping[str, jax.Array], Any], batches: Mapping[str, Batch],

@@ -18,9 +18,10 @@ import numpy as np
 from transfer_jax.core import processes
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.mesh import own_slots, place_batch
+from transfer_jax.training.choice import STEPS, steps_of
 from transfer_jax.training.interruption import Interrupted, StopRequest
 from transfer_jax.training.state import Constants, State
-from transfer_jax.training.step import Program, compile_chunk
+from transfer_jax.training.step import Program, compile_chunk, turns_name
 
 SECONDS_PER_DISPATCH = 0.4
 
@@ -59,12 +60,14 @@ class Feeds:
     program: Program
     on_device: Mapping[str, Any]
     start: int
+    turns: Mapping[str, np.ndarray] = field(default_factory=dict)  # see `HostStream.host_batches`
     _iterators: dict[str, Iterator[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = dict.fromkeys(stream for update in self.program.updates for stream in update.streams)
+        names = dict.fromkeys(stream for update in self.program.updates for stream in update.fed)
         absent = {name: self.program.streams[name] for name in names if name not in self.on_device}
-        self._iterators = {name: stream.host_batches(self.start, own_slots(self.program.mesh, stream.spec.batch_size))
+        self._iterators = {name: stream.host_batches(self.start, own_slots(self.program.mesh, stream.spec.batch_size),
+                                                     self.turns.get(name))
                            for name, stream in absent.items()}
 
     def dispatches(self, step: int, count: int) -> list[tuple[int, int]]:
@@ -97,7 +100,8 @@ def train(program: Program, state: State, constants: Constants, feeds: Mapping[s
       NotFinite: a metric became NaN or infinite; nothing is saved then.
       Interrupted: a signal asked for it; the state was saved first.
     """
-    source = Feeds(program, feeds, start)
+    turns = {name: seeds[turns_name(name)] for name in program.streams if turns_name(name) in seeds}
+    source = Feeds(program, feeds, start, turns)
     step, members = start, state.bad.shape[0]
     pace = _Pace(steps_per_dispatch)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -152,9 +156,13 @@ def _next_point(step: int, program: Program, cadence: Cadence) -> int:
 
 
 def _window_means(state: State, names: list[str], step: int, every: int) -> dict[str, np.ndarray]:
-    """Means over the steps since the last log point: metric -> float32 [S]."""
-    sums = np.asarray(state.sums) / ((step - 1) % every + 1)
-    return {name: sums[:, column] for column, name in enumerate(names)}
+    """Means over the steps since the last log point: metric -> float32 [S]. Those of a term that had nothing to say in
+    some steps are means over the others; without any it is left out, and NaN for a seed that has none."""
+    sums = dict(zip(names, np.asarray(state.sums).T, strict=True))
+    steps = np.full(state.bad.shape[0], (step - 1) % every + 1, np.float32)
+    counts = {name: sums.get(steps_of(name), steps) for name in names if not name.endswith(STEPS)}
+    with np.errstate(invalid="ignore"):
+        return {name: sums[name] / count for name, count in counts.items() if count.any()}
 
 
 def _mean_loss(state: State, names: list[str], step: int, every: int) -> float:

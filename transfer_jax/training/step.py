@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -21,40 +22,50 @@ from transfer_jax.core.members import over_members
 from transfer_jax.core.mesh import shard_batch
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.models.model import Model
-from transfer_jax.objectives.wiring import Term, call_term
+from transfer_jax.objectives.combining import Combination
+from transfer_jax.objectives.reduction import scaled_by_mass
+from transfer_jax.objectives.wiring import Term, call_term, labelled_mass
 from transfer_jax.params.optimizer_tree import apply_groups
 from transfer_jax.params.partition import Partition
 from transfer_jax.params.peft import PeftSpec, merged
+from transfer_jax.training.choice import STEPS, apply_one
 from transfer_jax.training.forward import Passage, make_context, merge_statistics
+from transfer_jax.training.gradients import (
+    Side,
+    TaskGradients,
+    plain_gradients,
+    ruled,
+    spared,
+    task_gradients,
+    through_tap,
+    with_carried,
+)
 from transfer_jax.training.state import Constants, Flat, State
-
-
-class Side(NamedTuple):
-    """What moves beside the parameters, without a gradient: see `State`."""
-
-    batch_stats: Any
-    carried: dict[str, Any]
-
-
-# Losses, moving and held leaves, key -> total and metrics.
-Combine = Callable[[dict[str, jax.Array], Mapping[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-# Gradients [T, P], key -> gradient [P], or that and metrics.
-GradientRule = Callable[[jax.Array, jax.Array], jax.Array | tuple[jax.Array, dict[str, jax.Array]]]
 
 
 @dataclass(frozen=True)
 class Update:
-    """One bound update of the objective. Exactly one of `combine` and `gradient_rule` is set."""
+    """One bound update of the objective; see `CombiningSpec`. `slot`: what `State.carried` calls what it carries."""
 
     terms: tuple[Term, ...]
     groups: frozenset[str]
     repeats: int
-    combine: Combine | None
-    gradient_rule: GradientRule | None
+    combination: Combination
+    slot: str
+    gradients_of: str = "shared"
+    skip_bad: bool = False
+    lookahead: Mapping[str, str] = field(default_factory=dict)
+    alternatives: tuple[Update, ...] = ()  # of which a step applies one, by `Program.plans`
 
     @property
     def streams(self) -> tuple[str, ...]:
+        """Those that its terms read."""
         return tuple(dict.fromkeys(stream for term in self.terms for stream in term.spec.roles.values()))
+
+    @property
+    def fed(self) -> tuple[str, ...]:
+        """Those whose batches it needs."""
+        return tuple(dict.fromkeys((*self.streams, *self.lookahead.values())))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +86,14 @@ class Program:
     joint_forward: bool = False
     stored_norms: bool = False
     passages: Mapping[str, Passage] = field(default_factory=dict)  # of streams that differ from `Passage()`
-    carried: Callable[[], dict[str, Any]] = dict  # what terms carry at the start, by their names
+    carried: Callable[[], dict[str, Any]] = dict  # what terms and combinations carry at the start, by their names
     mixing: Callable[[Mapping[str, Any], jax.Array], Mapping[str, Any]] | None = None  # batch, key -> edits of taps
     weighted: tuple[str, ...] = ()  # streams whose examples have a weight in `Constants.statistics`
     noise: Callable[[Flat, Flat, jax.Array], Flat] | None = None  # moving leaves, the start, key: see `make_noise`
     ema_decay: float | None = None
     ema_warmup: bool = True
     averages: Callable[[Any, Flat], Flat] | None = None  # optimizer state, leaves -> averages that the optimizer keeps
+    plans: Callable[[tuple[int, ...]], dict[str, Any]] = lambda seeds: {}  # choices of alternatives: see `make_plans`
     log_every: int = 50
     members: str = "auto"  # see `over_members`
 
@@ -104,6 +116,16 @@ class Program:
 def weights_name(stream: str) -> str:
     """Under which name the weights of a stream's examples lie in `Constants.statistics`."""
     return f"weights/{stream}"
+
+
+def choices_name(update: int) -> str:
+    """Under which name the choices among an update's alternatives lie in the seeds of a stage."""
+    return f"choices/{update}"
+
+
+def turns_name(stream: str) -> str:
+    """Under which name the seeds of a stage say how many steps have read a stream that not all of them read."""
+    return f"turns/{stream}"
 
 
 def init_state(program: Program, trainable: Flat, batch_stats: Any, rates: Flat, metrics: int) -> State:
@@ -142,25 +164,30 @@ def train_step(program: Program, active: frozenset[str], state: State, constants
     values = jnp.stack([jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)])
     finite = jnp.isfinite(values)
     fresh = (state.bad[0] < 0) & ~finite.all()
-    bad = jnp.where(fresh, jnp.stack([step, jnp.argmin(finite).astype(jnp.int32)]), state.bad)
+    # A term is named before what follows from it, such as the sum of all.
+    terms = {term.name for update in program.updates for term in update.terms}
+    order = np.argsort([name not in terms for name in sorted(metrics)], kind="stable").astype(np.int32)
+    first = jnp.asarray(order)[jnp.argmin(finite[order])]
+    bad = jnp.where(fresh, jnp.stack([step, first]), state.bad)
     sums = jnp.where(step % program.log_every == 0, 0.0, state.sums) + values
     return new._replace(sums=sums, bad=bad)
 
 
 def _moved(program: Program, active: frozenset[str], state: State, constants: Constants, feeds: Any, seeds: Any,
            step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-    batches = {name: program.streams[name].batch(feed, seeds["data"], step) for name, feed in feeds.items()}
-    for name in program.weighted:
-        known = constants.statistics[weights_name(name)]
-        batches[name] = {**batches[name], "weight": batches[name]["weight"] * known[batches[name]["position"]]}
-    batches = {name: shard_batch(program.mesh, batch) for name, batch in batches.items()}
+    batches = {name: _batch(program, name, feed, constants, seeds["data"], step) for name, feed in feeds.items()
+               if turns_name(name) not in seeds}
     key = jax.random.fold_in(jax.random.key(seeds["step"]), step)
     metrics: dict[str, jax.Array] = {}
     turn = 0
-    for update in program.updates:
+    for number, update in enumerate(program.updates):
         for _ in range(update.repeats):
-            state, found = _apply_update(program, update, active, state, constants, batches,
-                                         jax.random.fold_in(key, turn), step)
+            own = jax.random.fold_in(key, turn)
+            if update.alternatives:
+                state, found = _apply_alternative(program, update, seeds[choices_name(number)][step], active, state,
+                                                  constants, feeds, batches, seeds, own, step)
+            else:
+                state, found = _apply_update(program, update, active, state, constants, batches, own, step)
             turn += 1
         metrics.update(found)
     if program.ema_decay is not None:
@@ -168,6 +195,32 @@ def _moved(program: Program, active: frozenset[str], state: State, constants: Co
     if program.averages is not None:
         state = state._replace(ema=_ema_targets(program.averages(state.opt_state, state.trainable), state.batch_stats))
     return state, metrics
+
+
+def _batch(program: Program, name: str, feed: Any, constants: Constants, seed: Any, step: jax.Array) -> Any:
+    """The batch of a stream at its own step, with the weights of its examples."""
+    batch = program.streams[name].batch(feed, seed, step)
+    if name in program.weighted:
+        known = constants.statistics[weights_name(name)]
+        batch = {**batch, "weight": batch["weight"] * known[batch["position"]]}
+    return shard_batch(program.mesh, batch)
+
+
+def _apply_alternative(program: Program, update: Update, choice: jax.Array, active: frozenset[str], state: State,
+                       constants: Constants, feeds: Any, batches: Mapping[str, Any], seeds: Any, key: jax.Array,
+                       step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """One of the alternatives of an update. Streams that only some of them read are drawn where they are."""
+    def applied(alternative: Update) -> Callable[[State], tuple[State, dict[str, jax.Array]]]:
+        def run(state: State) -> tuple[State, dict[str, jax.Array]]:
+            own = {name: batches[name] if name in batches else
+                   _batch(program, name, feeds[name], constants, seeds["data"], seeds[turns_name(name)][step])
+                   for name in alternative.streams}
+            state, metrics = _apply_update(program, alternative, active, state, constants, own, key, step)
+            return state, {term.name + STEPS: 1.0 for term in alternative.terms} | metrics
+
+        return run
+
+    return apply_one([applied(alternative) for alternative in update.alternatives], choice, state)
 
 
 def _apply_update(program: Program, update: Update, active: frozenset[str], state: State, constants: Constants,
@@ -179,8 +232,9 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
 
     passages = {name: program.passages.get(name, Passage()) for name in program.streams}
     averaged = _averaged_model(program, constants, state) if program.ema_decay is not None else None
+    masses = {term.name: labelled_mass(term, batches) for term in update.terms}
 
-    def losses(moving: Flat, side: Side, batches: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+    def losses(side: Side, batches: Any, key: jax.Array, moving: Flat, edits: Any = None) -> tuple[Any, Any]:
         run = moving if program.noise is None else program.noise(moving, constants.initial, jax.random.fold_in(key, 2))
         now, then = (merged(program.peft, leaves) for leaves in ({**held, **run},
                                                                   {**constants.frozen, **constants.initial}))
@@ -189,23 +243,22 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
             key=key, frozen_norms=frozen_norms, all_norms=program.norm_paths, joint=program.joint_forward,
             parameters={**state.trainable, **moving}, initial=constants.initial, statistics=constants.statistics,
             progress=step / program.total_steps, start=(then, constants.initial_stats), averaged=averaged,
-            carried=side.carried, mixing=program.mixing)
-        values, metrics, carried = {}, {}, dict(side.carried)
+            carried=side.carried, mixing=program.mixing, edits=edits)
+        values, metrics, carried = [], {}, dict(side.carried)
         for term in update.terms:
             value, extra, kept = call_term(term, context)
+            if masses[term.name] is not None:
+                value, extra = scaled_by_mass((value, extra), labelled_mass(term, batches), masses[term.name],
+                                              program.accumulate)
+                metrics[term.name + STEPS] = (masses[term.name] > 0).astype(jnp.float32)
             metrics[term.name] = value
             metrics |= {f"{term.name}/{name}": jax.lax.stop_gradient(v) for name, v in extra.items()}
-            values[term.name] = value * term.weight(step, program.total_steps)
+            values.append(value * term.weight(step, program.total_steps))
             carried |= {} if kept is None else {term.name: kept}
-        side = Side(merge_statistics(side.batch_stats, statistics()), carried)
-        if update.gradient_rule is not None:
-            metrics["loss"] = sum(values.values())
-            return jnp.stack(list(values.values())), (metrics, side)
-        total, extra = update.combine(values, {**held, **moving}, jax.random.fold_in(key, 1))
-        return total, ({**metrics, **extra, "loss": total}, side)
+        return tuple(values), (metrics, Side(merge_statistics(side.batch_stats, statistics()), carried))
 
-    grads, metrics, side = _gradients(program, update, losses, moving, Side(state.batch_stats, state.carried), batches,
-                                      key)
+    before = Side(state.batch_stats, state.carried)
+    grads, metrics, side = _gradients(program, update, losses, moving, held, before, batches, key)
     if program.clip_norm is not None:
         norm = optax.tree.norm(grads)
         metrics["gradient_norm"] = norm
@@ -213,6 +266,9 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
     trainable, opt_state = apply_groups(program.optimizer(constants.rates), grads, state.opt_state, state.trainable,
                                         program.partition, groups, metrics["loss"])
+    if update.combination.after_step is not None:
+        values, _ = losses(before, batches, key, {path: trainable[path] for path in moving})
+        side = _settled(update, side, before, jnp.stack(values), metrics)
     return state._replace(trainable=trainable, opt_state=opt_state, **side._asdict()), metrics
 
 
@@ -222,15 +278,59 @@ def _averaged_model(program: Program, constants: Constants, state: State) -> tup
     return merged(program.peft, {**constants.frozen, **state.trainable, **params}), batch_stats
 
 
-def _gradients(program: Program, update: Update, losses: Callable, moving: Flat, side: Side,
-               batches: Mapping[str, Any], key: jax.Array) -> tuple[Flat, dict[str, jax.Array], Side]:
-    """Gradients and metrics, averaged over micro-batches where `accumulate` is above 1, and what moves beside."""
-    def one(side: Side, batches: Any, key: jax.Array) -> tuple[Flat, dict[str, jax.Array], Side]:
-        if update.gradient_rule is None:
-            (_, (metrics, moved)), grads = jax.value_and_grad(losses, has_aux=True)(moving, side, batches, key)
-            return grads, metrics, moved
-        return _ruled_gradients(update, losses, moving, side, batches, key)
+def _settled(update: Update, side: Side, before: Side, values: jax.Array, metrics: Mapping[str, jax.Array]) -> Side:
+    """What the combination carries, moved by the losses after the step; as it was, where a term was left out."""
+    moved = update.combination.after_step(side.carried[update.slot], values)
+    if update.skip_bad:
+        skipped = sum(metrics[f"{term.name}/skipped"] for term in update.terms)
+        sound = (skipped == 0) & jnp.isfinite(values).all()
+        moved = jax.tree.map(lambda new, old: jnp.where(sound, new, old), moved, before.carried[update.slot])
+    return side._replace(carried={**side.carried, update.slot: moved})
 
+
+def _gradients(program: Program, update: Update, losses: Callable, moving: Flat, held: Flat, side: Side,
+               batches: Mapping[str, Any], key: jax.Array) -> tuple[Flat, dict[str, jax.Array], Side]:
+    """Gradients and metrics, averaged over micro-batches where `accumulate` is above 1, and what moved beside."""
+    combination, slot = update.combination, update.slot
+
+    def plain(side: Side, batches: Any, key: jax.Array) -> tuple[Flat, dict[str, jax.Array], Side]:
+        return plain_gradients(combination, functools.partial(losses, side, batches, key), moving, held, slot, side,
+                               jax.random.fold_in(key, 1), update.skip_bad)
+
+    if not combination.rules_gradients:
+        return _averaged_over(program, plain, side, batches, key)
+
+    def tasks(side: Side, batches: Any, key: jax.Array) -> tuple[TaskGradients, dict[str, jax.Array], Side]:
+        found, (metrics, moved) = task_gradients(functools.partial(losses, side, batches, key), moving, combination,
+                                                 update.gradients_of, update.skip_bad)
+        return found, metrics, moved
+
+    def ahead(direction: Flat, weights: jax.Array) -> Flat:
+        """The gradient of the weighted losses at the parameters less the direction, with respect to its leaves."""
+        other = {**batches, **{name: batches[instead] for name, instead in update.lookahead.items()}}
+
+        def total(leaves: Flat) -> jax.Array:
+            return weights @ jnp.stack(losses(side, other, jax.random.fold_in(key, 3), {**moving, **leaves})[0])
+
+        return jax.grad(total)({path: moving[path] - change for path, change in direction.items()})
+
+    rule_key, carried = jax.random.fold_in(key, 1), side.carried.get(slot)
+    if update.gradients_of in ("shared", "parameters"):
+        found, metrics, new = _averaged_over(program, tasks, side, batches, key)
+        taken = ruled(combination, found, carried, rule_key, ahead)
+    else:
+        found, taken, (metrics, new) = through_tap(functools.partial(losses, side, batches, key), moving, combination,
+                                                   update.gradients_of, carried, rule_key, update.skip_bad)
+    new = with_carried(new, slot, taken.carried)
+    metrics = {**metrics, **taken.metrics, "loss": jnp.sum(jnp.where(found.present, found.values, 0.0))}
+    if update.skip_bad:
+        metrics, new = spared(combination.names, found.present, metrics, new, side, slot)
+    return {**taken.together, **taken.own}, metrics, new
+
+
+def _averaged_over(program: Program, one: Callable, side: Side, batches: Mapping[str, Any],
+                   key: jax.Array) -> tuple[Any, dict[str, jax.Array], Side]:
+    """`one` (side, batches, key -> what is averaged, metrics, side) over micro-batches in turn."""
     count = program.accumulate
     if count == 1:
         return one(side, batches, key)
@@ -239,27 +339,20 @@ def _gradients(program: Program, update: Update, losses: Callable, moving: Flat,
     parts = {name: shard_batch(program.mesh, part, axis=1) for name, part in parts.items()}
 
     def body(carry: Any, number: jax.Array) -> tuple[Any, None]:
-        grads, metrics, side = carry
+        found, metrics, side = carry
         part = jax.tree.map(lambda x: x[number], parts)
-        new, found, side = one(side, part, jax.random.fold_in(key, number))
-        return (*jax.tree.map(lambda a, b: a + b / count, (grads, metrics), (new, found)), side), None
+        new, extra, side = one(side, part, jax.random.fold_in(key, number))
+        return (*jax.tree.map(_add_share(count), (found, metrics), (new, extra)), side), None
 
     shapes = jax.eval_shape(one, side, jax.tree.map(lambda x: x[0], parts), key)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1]))
-    (grads, metrics, side), _ = jax.lax.scan(body, (*zeros, side), jnp.arange(count))
-    return grads, metrics, side
+    begun = jax.tree.map(lambda s: jnp.full(s.shape, s.dtype == bool, s.dtype), (shapes[0], shapes[1]))
+    (found, metrics, side), _ = jax.lax.scan(body, (*begun, side), jnp.arange(count))
+    return found, metrics, side
 
 
-def _ruled_gradients(update: Update, losses: Callable, moving: Flat, side: Side, batches: Any,
-                     key: jax.Array) -> tuple[Flat, dict[str, jax.Array], Side]:
-    """One gradient per term, combined by the update's rule on flat vectors."""
-    values, pull, (metrics, moved) = jax.vjp(lambda m: losses(m, side, batches, key), moving, has_aux=True)
-    per_task = jax.vmap(lambda direction: pull(direction)[0])(jnp.eye(len(values), dtype=values.dtype))
-    _, unravel = jax.flatten_util.ravel_pytree(moving)
-    matrix = jax.vmap(lambda tree: jax.flatten_util.ravel_pytree(tree)[0])(per_task)
-    found = update.gradient_rule(matrix, jax.random.fold_in(key, 1))
-    gradient, extra = found if isinstance(found, tuple) else (found, {})
-    return unravel(gradient), {**metrics, **extra}, moved
+def _add_share(count: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """A running mean of `count` parts; flags hold where they held in all."""
+    return lambda a, b: a & b if a.dtype == bool else a + b / count
 
 
 def _ema_targets(trainable: Flat, batch_stats: Any) -> Flat:
@@ -315,4 +408,4 @@ def _kept_in_parts(mesh: Mesh | None, constants: Constants, step: jax.Array) -> 
 def feed_axes(program: Program) -> dict[str, Any]:
     """Member axes of the feeds: data on the device is shared by all seeds, their example lists are not."""
     return {name: program.streams[name].feed_axes() for name in
-            dict.fromkeys(stream for update in program.updates for stream in update.streams)}
+            dict.fromkeys(stream for update in program.updates for stream in update.fed)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import typing
@@ -9,11 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pydantic
 
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.spec import Component, check_arguments
+from transfer_jax.data.augment import boxes
 
 SUPPLIED = ("image", "mask", "key", "generator", "size", "batch", "classes")
 _BATCH_SALT = 1000  # batch-level draws must not meet the keys of examples
@@ -27,6 +30,7 @@ class Plan:
     device: tuple[Callable, ...]
     host: tuple[Callable, ...]
     batch: tuple[Callable, ...]
+    moves: tuple[Callable | None, ...] = ()  # how boxes follow, for each of `device`
 
     @property
     def crops_to_size(self) -> bool:
@@ -37,38 +41,55 @@ class Plan:
         """Augments a batch of float images. `key` belongs to (seed, step); example j folds in slots[j]. Traced."""
         if per_example and self.device:
             keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
-            image, mask = jax.vmap(self._one)(batch["image"], batch.get("mask"), keys)
+            image, mask, moved = jax.vmap(self._one)(batch["image"], batch.get("mask"), batch.get("boxes"), keys)
             batch = {**batch, "image": image} | ({} if mask is None else {"mask": mask})
+            batch |= {} if moved is None else {"boxes": moved}
         for number, function in enumerate(self.batch):
             salted = jax.random.fold_in(jax.random.fold_in(key, np.uint32(0xFFFFFFFF)), _BATCH_SALT + number)
             batch = function(batch, salted, classes)
         return batch
 
-    def _one(self, image: jax.Array, mask: jax.Array | None, key: jax.Array) -> tuple:
+    def _one(self, image: jax.Array, mask: jax.Array | None, held: jax.Array | None, key: jax.Array) -> tuple:
+        size = image.shape[:2]
         for number, function in enumerate(self.device):
-            image, mask = function(image, mask, jax.random.fold_in(key, number))
-        return image, mask
+            own = jax.random.fold_in(key, number)
+            if held is not None and self.moves[number] is not None:
+                held = self.moves[number](held, functools.partial(jax.random.uniform, own), size, jnp)
+            image, mask = function(image, mask, own)
+        return image, mask, None if held is None else boxes.cut(held, size, jnp)
 
     def apply_host(self, example: dict[str, np.ndarray], generator: np.random.Generator,
                    size: tuple[int, int] | None) -> dict[str, np.ndarray]:
         """Augments one example of uint8 image; `size` is what a first random_resized_crop resizes to."""
-        image, mask = example["image"], example.get("mask")
+        image, mask, held = example["image"], example.get("mask"), example.get("boxes")
         for number, function in enumerate(self.host):
             if number == 0 and self.crops_to_size:
                 function = functools.partial(function, size=size)
+            if held is not None and self.moves[number] is not None:
+                # A copy draws the numbers that the image's augmentation draws next.
+                draw = copy.deepcopy(generator).random
+                held = self.moves[number](held, lambda shape, draw=draw: draw(shape or None), image.shape[:2], np)
             image, mask = function(image, mask, generator)
-        return {**example, "image": np.ascontiguousarray(image)} | ({} if mask is None else {"mask": mask})
+        kept = {} if mask is None else {"mask": mask}
+        if held is not None:
+            kept["boxes"] = boxes.cut(held, image.shape[:2], np)
+        return {**example, "image": np.ascontiguousarray(image), **kept}
 
     def check(self, example: Mapping[str, np.ndarray], where: str) -> None:
         """Raises where an augmentation cannot serve the data."""
         if "mask" in example and "mixup" in self.names:
             raise UserError(f"{where}: mixup cannot mix masks; use cutmix or remove it")
+        if "boxes" in example and self.batch:
+            raise UserError(f"{where}: mixup and cutmix do not know what becomes of boxes; remove them, or 'boxes'")
+        if self.batch and any(key.startswith("known/") for key in example):
+            raise UserError(f"{where}: some of its examples have no label, and {self.names[-1]} would mix them with "
+                            f"others; remove it")
 
 
 def make_plan(device: Mapping[str, Callable], host: Mapping[str, Callable], batch: Mapping[str, Callable],
               components: tuple[Component, ...], where: str) -> Plan:
     """Binds the components; unknown names or arguments, and mixing before the end of the list, are UserErrors."""
-    bound: dict[str, list[Callable]] = {"device": [], "host": [], "batch": []}
+    bound: dict[str, list] = {"device": [], "host": [], "batch": [], "moves": []}
     for number, component in enumerate(components):
         place = f"{where} augment.{number}"
         if component.kind in batch:
@@ -81,7 +102,9 @@ def make_plan(device: Mapping[str, Callable], host: Mapping[str, Callable], batc
         else:
             bound["device"].append(_bind(device[component.kind], component, place))
             bound["host"].append(_bind(host[component.kind], component, place))
-    return Plan(tuple(item.kind for item in components), *(tuple(bound[key]) for key in ("device", "host", "batch")))
+            move = boxes.MOVES.get(component.kind)
+            bound["moves"].append(functools.partial(move, **component.arguments) if move else None)
+    return Plan(tuple(item.kind for item in components), *(tuple(bound[key]) for key in bound))
 
 
 def _bind(function: Callable, component: Component, where: str) -> Callable:

@@ -39,7 +39,7 @@ def arrays_source(*, path: str = "", class_names: tuple[str, ...] | None = None,
 
 def from_arrays(arrays: Mapping[str, np.ndarray], class_names: Sequence[str] | None = None,
                 origin: str = "arrays") -> dict[str, Dataset]:
-    """Splits from arrays: `image` [n,H,W] or [n,H,W,C], `label` integer [n], `mask` integer [n,H,W].
+    """Splits from arrays: `image` [n,H,W] or [n,H,W,C], `label` integer [n] (-1: not known), `mask` integer [n,H,W].
 
     Images are uint8, or floats within [0, 1]. The names may carry a split, `test_image`; without one they are the
     split 'train'. `class_names` defaults to '0', '1', ... up to the largest label (or mask value) of any split.
@@ -81,8 +81,9 @@ def _check(parts: Mapping[str, np.ndarray], where: str) -> None:
             continue
         if array.shape != wanted:
             raise UserError(f"{where}: {kind!r} has the shape {array.shape}, but the images call for {wanted}")
-        if array.dtype.kind not in "iu" or array.min(initial=0) < 0:
-            raise UserError(f"{where}: {kind!r} must hold whole numbers from 0; it is {array.dtype}")
+        if array.dtype.kind not in "iu" or array.min(initial=0) < (-1 if kind == "label" else 0):
+            raise UserError(f"{where}: {kind!r} must hold whole numbers from 0, and -1 for a label that is not known; "
+                            f"it is {array.dtype}, from {array.min(initial=0)}")
 
 
 def _highest(array: np.ndarray) -> int:

@@ -2,44 +2,94 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component, build
-from transfer_jax.data.dataset import Concatenation, Dataset, keep_classes
+from transfer_jax.data.dataset import Concatenation, Dataset, Relabelled, keep_classes
+from transfer_jax.data.label_space import unite
 from transfer_jax.data.splits import take_split
 
+Classes = tuple[str | int, ...] | dict[str, str | None]
 
-def merge_source(*, parts: tuple[dict[str, Any], ...]) -> dict[str, Dataset]:
-    """One data set from several with the same classes; batches then carry `domain` int32, the number of the part.
 
-    Each part is `{kind, ...arguments}` with optionally `split`, `classes` (kept, in this order) and `domain` (its
-    name). Either every part names its split, and the merged data set has one split, 'train'; or none does, and the
-    splits that all parts have are merged name by name.
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """An opened entry of `parts`."""
+
+    splits: Mapping[str, Dataset]
+    split: str | None
+    classes: Classes
+    name: str
+
+    def take(self, split: str) -> Dataset:
+        """A split with the classes that the part keeps."""
+        kept = () if isinstance(self.classes, dict) else self.classes
+        return keep_classes(take_split(self.splits, split, self.name), kept, self.name)
+
+
+def merge_source(*, parts: tuple[dict[str, Any], ...],
+                 classes: Literal["same", "union", "common"] | dict[str, tuple[str, ...]] = "same",
+                 left_out: tuple[str, ...] = ()) -> dict[str, Dataset]:
+    """One data set from several; batches then carry `domain` int32, the number of the part.
+
+    Each part is `{kind, ...arguments}` with optionally `split`, `classes` and `domain` (its name). `classes` of a part
+    are those kept, in this order, or {old name: new name} (None: left out). Then the classes of all parts are united
+    by name: they have to be the `same`, or become their `union` or what is `common`, or a map {new: (old, ...)} says
+    of every class where it goes; examples of those `left_out` go. See `label_space.unite` for what counts as a
+    conflict. Labels that only some parts have are missing in the others: see `Dataset.partial`.
+
+    Either every part names its split, and the merged data set has one split, 'train'; or none does, and the splits
+    that all parts have are merged name by name.
     """
     if not parts:
         raise UserError("a data set of kind 'merge' needs at least one entry in 'parts'")
-    opened: list[tuple[dict[str, Dataset], str | None, tuple, str]] = []
-    for number, part in enumerate(parts):
-        opened.append(_open_part(dict(part), f"parts.{number}"))
-    names = [domain for *_, domain in opened]
-    given = [split is not None for _, split, _, _ in opened]
+    opened = [_open_part(dict(part), f"parts.{number}") for number, part in enumerate(parts)]
+    given = [part.split is not None for part in opened]
     if any(given) and not all(given):
         raise UserError("either every part of a 'merge' names its split or none does; add or remove 'split'")
     if all(given):
-        chosen = [keep_classes(take_split(splits, split, name), classes, name)
-                  for splits, split, classes, name in opened]
-        return {"train": Concatenation(chosen, names)}
-    common = [name for name in opened[0][0] if all(name in splits for splits, *_ in opened)]
+        return {"train": _merged(opened, [part.take(part.split) for part in opened], classes, left_out)}
+    common = [name for name in opened[0].splits if all(name in part.splits for part in opened)]
     if not common:
         raise UserError("the parts of the 'merge' have no split in common; give each its 'split'")
-    return {split: Concatenation([keep_classes(splits[split], classes, name) for splits, _, classes, name in opened],
-                                 names) for split in common}
+    return {split: _merged(opened, [part.take(split) for part in opened], classes, left_out) for split in common}
 
 
-def _open_part(part: dict[str, Any], where: str) -> tuple[dict[str, Dataset], str | None, tuple, str]:
+def _merged(parts: Sequence[_Part], chosen: list[Dataset], classes: str | Mapping[str, tuple[str, ...]],
+            left_out: tuple[str, ...]) -> Dataset:
+    """The chosen rows of all parts in one label space."""
+    kinds = [_kinds_of_label(dataset) for dataset in chosen]
+    partial = frozenset().union(*kinds) - frozenset.intersection(*kinds)
+    if "mask" in partial and "label" in partial:
+        raise UserError("some parts of the 'merge' have labels and others have masks, whose classes are not the same "
+                        "thing; give each a stream and a task of its own, which one stage can train together")
+    naming = [number for number, found in enumerate(kinds) if found]
+    space = unite([(parts[number].name, chosen[number].class_names) for number in naming], classes,
+                  [_renames(parts[number].classes) for number in naming], left_out, "the data set of kind 'merge'")
+    for number, new in zip(naming, space.numbers, strict=True):
+        if chosen[number].class_names != space.class_names or new.tolist() != list(range(len(new))):
+            chosen[number] = Relabelled(chosen[number], new, space.class_names)
+    return Concatenation(chosen, [part.name for part in parts], partial)
+
+
+def _renames(classes: Classes) -> dict[str, str | None]:
+    return classes if isinstance(classes, dict) else {}
+
+
+def _kinds_of_label(dataset: Dataset) -> frozenset[str]:
+    """Which labels its examples have, told by the first."""
+    if not len(dataset):
+        return frozenset()
+    return frozenset({"label", "mask"} & set(dataset.load(0)))
+
+
+def _open_part(part: dict[str, Any], where: str) -> _Part:
     from transfer_jax.data import open_source  # the registry holds this very function, so it can only be met late
 
     split, classes, domain = part.pop("split", None), part.pop("classes", ()), part.pop("domain", None)
     component = build(Component, part, where)
-    return open_source(component, where), split, tuple(classes or ()), str(domain or f"{component.kind}{where[6:]}")
+    return _Part(open_source(component, where), split, classes if isinstance(classes, dict) else tuple(classes or ()),
+                 str(domain or f"{component.kind}{where[6:]}"))

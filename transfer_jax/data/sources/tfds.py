@@ -30,6 +30,7 @@ class TfdsDataset(Dataset):
         named = keys.get("label") or keys.get("mask")
         names = getattr(builder.info.features[named], "names", None) or () if named else ()
         self.class_names = tuple(str(name) for name in names)
+        self.box_class_names = _box_names(builder.info.features)
 
     def __len__(self) -> int:
         return self._builder.info.splits[self._split].num_examples
@@ -72,6 +73,15 @@ class TfdsDataset(Dataset):
     def stamp(self, row: int) -> bytes:
         encoded = self._source[row][self._keys["image"]]
         return hashlib.sha256(encoded).digest() if isinstance(encoded, bytes) else super().stamp(row)
+
+
+def _box_names(features: Any) -> tuple[str, ...]:
+    """Classes of the feature `objects`; one without a name where its boxes have none."""
+    objects = getattr(features["objects"], "feature", None) if "objects" in features else None
+    if objects is None or "bbox" not in objects:
+        return ()
+    names = getattr(objects["label"], "names", None) if "label" in objects else None
+    return tuple(str(name) for name in names or ("object",))
 
 
 def _save_atomically(path: Path, array: np.ndarray) -> None:

@@ -70,12 +70,15 @@ class Document:
 
 def compose(runs: Sequence[Run], title: str | None = None) -> Document:
     """The whole report on `runs`; sections without anything to show are left out."""
+    from transfer_jax.experiment.report.task_section import several_task_blocks  # draws: slow to import
+
     asked = layout(runs)
     table = pivot(runs, asked)
     chosen = _details(runs, table)
     sections = [
         Section("Results", [*scores.score_tables(runs, table), *result_figures(table)]),
         Section("Differences", _differences(table)),
+        Section("Tasks learned together", several_task_blocks(runs, asked)),
         Section("Choosing without target labels", _choices(runs, asked)),
         Section("Learning curves", curves(runs, asked)),
         Section("Confusion", [block for run, result in chosen for block in _confusion(run, result, len(runs) > 1)]),
@@ -164,7 +167,7 @@ def result_figures(table: Pivot, ringed: Mapping[str, Mapping[str, Sequence[Any]
             caption += f": mean, {figures.INTERVAL}, and every seed as a dot"
         else:
             continue
-        blocks.append(Picture(f"{_slug(asked.metric)}_{_slug(stream)}", "svg", image, caption + "."))
+        blocks.append(Picture(f"{slug(asked.metric)}_{slug(stream)}", "svg", image, caption + "."))
     return blocks
 
 
@@ -209,7 +212,7 @@ def _domains(run: Run, stage: str) -> Picture:
     caption = (f"{run.title(stage)}, first seed: features of up to {projection.MOST_POINTS} images by PCA and t-SNE; "
                "above, colour: domain; below, the same points, colour and name: class, marker: domain, pale: no label. "
                "Distances between far groups mean nothing in such a plot.")
-    return Picture(f"domains_{_slug(run.name)}_{_slug(stage)}", "svg", figures.domains_and_classes(clouds, names),
+    return Picture(f"domains_{slug(run.name)}_{slug(stage)}", "svg", figures.domains_and_classes(clouds, names),
                    caption)
 
 
@@ -229,7 +232,7 @@ def curves(runs: Sequence[Run], asked: Layout) -> list[Block]:
     for run, stage, loss, by_stream in shown:
         title = f"{run.name}: {run.title(stage)}" if len(runs) > 1 else run.title(stage)
         image = figures.learning_curve(title, loss, by_stream, asked.metric, limits)
-        pictures.append(Picture(f"curve_{_slug(run.name)}_{_slug(stage)}", "svg", image, "", small=True))
+        pictures.append(Picture(f"curve_{slug(run.name)}_{slug(stage)}", "svg", image, "", small=True))
     if not pictures:
         return []
     text = "Mean over seeds, band: 95 % interval. Training loss is not on the same scale from stage to stage."
@@ -278,7 +281,7 @@ def _confusion(run: Run, result: Result, several: bool) -> list[Block]:
 
         unit = "pixels" if _segments(run, result) else "images"
         caption = f"{name}: confusion in % of the true class, {unit} of all seeds."
-        blocks.append(Picture(f"confusion_{_slug(run.name)}_{_slug(result.stage)}", "svg",
+        blocks.append(Picture(f"confusion_{slug(run.name)}_{slug(result.stage)}", "svg",
                               figures.confusion_matrix(result.confusion, result.class_names), caption))
         pairs = scores.confused_pairs(result.confusion, result.class_names)
         blocks += [pairs] if pairs else []
@@ -296,18 +299,24 @@ def _mistakes(run: Run, result: Result) -> list[Block]:
     if arrays is None or not len(arrays.get("thumbnails", ())):
         return []
     from transfer_jax.experiment.report import figures
+    from transfer_jax.experiment.report.boxes_figure import boxes_picture
 
-    masks = "masks_true" in arrays
+    masks, boxes = "masks_true" in arrays, "boxes_true" in arrays
     names = dict(enumerate(result.class_names))
     pictures = []
     for i, row in enumerate(arrays["thumbnail_rows"]):
-        if len(pictures) == MOST_MISTAKES or (not masks and arrays["label"][row] == arrays["prediction"][row]):
+        one_class = not masks and not boxes
+        if len(pictures) == MOST_MISTAKES or (one_class and arrays["label"][row] == arrays["prediction"][row]):
             continue
         layers = [arrays["masks_true"][i], arrays["masks_predicted"][i]] if masks else []
-        image = figures.thumbnail(arrays["thumbnails"][i], layers)
-        pictures.append(Picture(f"mistake_{_slug(run.name)}_{_slug(result.stage)}_{i:02d}", "png", image,
-                                _mistake_caption(arrays, int(row), names, masks), small=True))
-    what = "image, true classes, predicted classes" if masks else "true class, then what was predicted and how surely"
+        if boxes:
+            image = boxes_picture(*(arrays[key][i] for key in ("thumbnails", "boxes_true", "boxes_predicted")), names)
+        else:
+            image = figures.thumbnail(arrays["thumbnails"][i], layers)
+        pictures.append(Picture(f"mistake_{slug(run.name)}_{slug(result.stage)}_{i:02d}", "png", image,
+                                _mistake_caption(arrays, int(row), names, masks or boxes), small=True))
+    what = {"boxes": "objects, then answers with their score in percent", "masks": "image, true classes, predicted "
+            "classes"}.get("boxes" * boxes + "masks" * masks, "true class, then what was predicted and how surely")
     if not pictures:
         return []
     return [f"{run.title(result.stage)} on {result.stream}, first seed, highest loss first: {what}.",
@@ -334,7 +343,7 @@ def _calibration(chosen: Sequence[tuple[Run, Result]]) -> list[Block]:
         image, error = figures.reliability(np.asarray(arrays["confidence"], np.float64), correct)
         caption = (f"{run.title(result.stage)} on {result.stream}, first seed: expected calibration error "
                    f"{error:.3f} in 15 bins; vertical lines: the gap.")
-        pictures.append(Picture(f"reliability_{_slug(run.name)}_{_slug(result.stage)}", "svg", image, caption, True))
+        pictures.append(Picture(f"reliability_{slug(run.name)}_{slug(result.stage)}", "svg", image, caption, True))
     return [Gallery(pictures)] if pictures else []
 
 
@@ -364,7 +373,7 @@ def _embedding(run: Run, result: Result) -> list[Block]:
                "plot; the table counts in all dimensions.")
     table = Table(["features", "images", "of the same class", "of the same domain"], rows,
                   f"Share of the {projection.NEIGHBOURS} nearest neighbours")
-    return [Picture(f"features_{_slug(run.name)}_{_slug(result.stage)}", "svg", image, caption), table]
+    return [Picture(f"features_{slug(run.name)}_{slug(result.stage)}", "svg", image, caption), table]
 
 
 def _features_before(run: Run, stage: str, after: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -384,7 +393,8 @@ def _joined(files: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {key: np.concatenate([arrays[key] for arrays in files]) for key in files[0]} if files else {}
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """The text as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9]+", "_", str(text)).strip("_") or "x"
 
 

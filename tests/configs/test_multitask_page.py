@@ -1,0 +1,50 @@
+"""The measured section of docs/multitask.md is made of what runs left."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_experiment import ROOT
+
+from transfer_jax.core.config import load_module
+from transfer_jax.core.errors import UserError
+from transfer_jax.experiment.report.collect import Result, Run
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    module = load_module(ROOT / "configs" / "multitask" / "write_page.py")
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "multitask.md", tmp_path / "docs")
+    monkeypatch.setattr(module, "DOCS", tmp_path / "docs")
+    return module
+
+
+def invented(name, ways):
+    tasks = {"digits_test": "accuracy", "scenes_test": "mean_iou"}
+    results = [Result(name, way, stream, "last", {"method": way}, {metric: np.array([level, level + 0.1])}, {}, None,
+                      ()) for way, level in ways.items() for stream, metric in tasks.items()]
+    metrics = [{"kind": "train", "stage": way, "step": step, "metrics": {"weight_digits": [0.1, 0.2]}}
+               for way in ways for step in (1, 2)]
+    return Run(name, Path(), {"report": {"tasks": tasks, "reference": "trained alone", "metric": "mean_iou"}},
+               {way: {"title": way} for way in ways}, results, metrics)
+
+
+def test_runs_are_joined_and_become_one_section(script):
+    runs = [invented("combinations", {"trained alone": 0.5, "fixed": 0.6, "FAMO": 0.4}),
+            invented("combinations_more", {"fixed": 0.9, "MGDA": 0.7})]
+    runs[0].metrics.append({"kind": "train", "stage": "MGDA", "step": 1, "metrics": {}})  # broken off in that one
+    run = script.joined(runs)
+    assert [line["step"] for line in run.metrics if line["stage"] == "MGDA"] == [1, 2] and run.metrics[-1]["metrics"]
+    assert list(run.stages) == ["trained alone", "fixed", "FAMO", "MGDA"] and len(run.results) == 8
+    text = script.section(run)
+    assert "| fixed | 0.650" in text and "| MGDA | 0.750" in text  # the first run's, where both have a way
+    assert {path.name for path in (script.DOCS / "figures").iterdir()} == {
+        "multitask_trade_combinations.svg", "multitask_terms_combinations_FAMO.svg",
+        "multitask_terms_combinations_MGDA.svg"}
+
+
+def test_an_empty_folder_is_told(script, tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        script.main([str(tmp_path)])

@@ -1,0 +1,81 @@
+"""COCO's mean average precision, by pycocotools, of the boxes of all images of a stream."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from transfer_jax.core.errors import UserError
+from transfer_jax.tasks.metric import Batch, Collected, Result
+
+SCALE = 1000.0  # COCO's boxes are in pixels; overlap does not depend on the unit
+
+
+def of_answers(predict: Callable[[jax.Array], dict[str, jax.Array]]) -> Collected:
+    """The metric, for answers that `predict` makes of the head's outputs."""
+
+    def rows(outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        return {"found": predict(outputs)["prediction"], "true": batch["label"]}
+
+    def compute(kept: Mapping[str, np.ndarray]) -> Result:
+        return average_precision(kept["found"], kept["true"])
+
+    return Collected(rows, compute, {name: "max" for name in NAMES})
+
+
+NAMES = {"mean_average_precision": 0, "average_precision_50": 1, "average_precision_75": 2, "average_recall_100": 8}
+
+
+def average_precision(found: np.ndarray, true: np.ndarray) -> Result:
+    """COCO's scores of answers [n, M, 6] (box, class, score) against objects [n, N, 5] (box, class); class -1: none.
+
+    NaN where there is no object at all.
+
+    Raises:
+      UserError: if pycocotools is missing.
+    """
+    truth, answers = _objects(true), _objects(found)
+    if not truth:
+        return dict.fromkeys(NAMES, float("nan"))
+    stats = _evaluated(truth, answers, len(true)).stats
+    return {name: float(stats[place]) if stats[place] >= 0 else float("nan") for name, place in NAMES.items()}
+
+
+def _objects(rows: np.ndarray) -> list[dict[str, Any]]:
+    """COCO's annotations of boxes [n, N, 5 or 6]; identities from 1 on, since COCO takes 0 for 'no match'."""
+    listed = []
+    for image, row in zip(*np.nonzero(rows[..., 4] >= 0), strict=True):
+        top, left, bottom, right = (float(edge) * SCALE for edge in rows[image, row, :4])
+        listed.append({"id": len(listed) + 1, "image_id": int(image), "category_id": int(rows[image, row, 4]),
+                       "bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top),
+                       "iscrowd": 0, "score": float(rows[image, row, 5]) if rows.shape[-1] > 5 else 0.0})
+    return listed
+
+
+def _evaluated(truth: list[dict], answers: list[dict], images: int) -> Any:
+    """A finished COCOeval. It prints what it does, which nobody asked for."""
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise UserError("the metric mean_average_precision needs pycocotools; install it with "
+                        "'pip install pycocotools'") from error
+    with contextlib.redirect_stdout(io.StringIO()):
+        sets = []
+        for annotations in (truth, answers):
+            one = COCO()
+            one.dataset = {"images": [{"id": number} for number in range(images)], "annotations": annotations,
+                           "categories": [{"id": number} for number in
+                                          sorted({a["category_id"] for a in truth + answers})]}
+            one.createIndex()
+            sets.append(one)
+        evaluation = COCOeval(*sets, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
