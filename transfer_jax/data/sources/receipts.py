@@ -108,6 +108,8 @@ def read_lines(folder: Path, receipt: str) -> list[Line]:
         found = []
         for row in filter(str.strip, rows):
             *corners, text = row.split(",", 8)
+            if len(corners) != 8:
+                raise ValueError(f"{row!r} has {len(corners)} numbers in front of its text")
             x, y = [int(value) for value in corners[0::2]], [int(value) for value in corners[1::2]]
             found.append(Line((min(x), min(y), max(x), max(y)), text.strip()))
         return found
