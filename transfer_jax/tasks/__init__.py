@@ -19,6 +19,7 @@ from transfer_jax.tasks.detection import DETECTION
 from transfer_jax.tasks.embedding import EMBEDDING
 from transfer_jax.tasks.kind import TaskKind
 from transfer_jax.tasks.metric import Collected, Metric
+from transfer_jax.tasks.ordinal import ORDINAL
 from transfer_jax.tasks.regression import REGRESSION
 from transfer_jax.tasks.segmentation import SEGMENTATION
 
@@ -27,6 +28,7 @@ TASKS: dict[str, TaskKind] = {
     "segmentation": SEGMENTATION,
     "binary": BINARY,
     "regression": REGRESSION,
+    "ordinal": ORDINAL,
     "detection": DETECTION,
     "embedding": EMBEDDING,
 }
