@@ -25,8 +25,8 @@ FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py
 ABLATIONS = [path for path in FILES if path.parent.name == "ablations"]
 ADAPTATION = [path for path in FILES if path.parent.name == "adaptation"]
 COMBINATIONS = [path for path in FILES if path.name == "combinations.py"]  # each is trained in tests/training
-RECEIPTS = [path for path in FILES if path.name == "receipts.py"]  # needs data that do not come with the project
-ONLY_MADE_READY = [*ABLATIONS[1:], *ADAPTATION, *COMBINATIONS, *RECEIPTS]
+FOREIGN = [path for path in FILES if path.name in ("merging.py", "receipts.py")]  # data do not come with the project
+ONLY_MADE_READY = [*ABLATIONS[1:], *ADAPTATION, *COMBINATIONS, *FOREIGN]
 FROM_HALF_A = [path for path in ABLATIONS if path.name != "transferability.py"]  # that has published networks
 FOLDER = os.environ.get("TRANSFER_JAX_DATA", str(ROOT.parent / "shared" / "data"))
 SHARED_DATA = Path(FOLDER) / "datasets" / "mnist"
