@@ -17,10 +17,10 @@ def thread_raises(step: int) -> None:
     """The thread that makes the batch of this step raises."""
     make = HostStream._training_batch
 
-    def broken(self, number, slots):
+    def broken(self, number, **given):
         if number == step:
             raise RuntimeError("a fault within a thread")
-        return make(self, number, slots)
+        return make(self, number, **given)
 
     HostStream._training_batch = broken
 
@@ -29,8 +29,8 @@ def nan_at(step: int) -> None:
     """The examples of this step (from 0) weigh NaN."""
     make = HostStream._training_batch
 
-    def poisoned(self, number, slots):
-        batch = make(self, number, slots)
+    def poisoned(self, number, **given):
+        batch = make(self, number, **given)
         return {**batch, "weight": np.full_like(batch["weight"], np.nan)} if number == step else batch
 
     HostStream._training_batch = poisoned

@@ -17,8 +17,8 @@ from transfer_jax.experiment.spec import BestSpec, ExperimentSpec, StageSpec
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.models.domains import main_statistics
 from transfer_jax.params.peft import PeftSpec, merged
+from transfer_jax.training.averaging import averaged_variables
 from transfer_jax.training.state import Constants, Flat, State
-from transfer_jax.training.step import averaged_variables
 
 THUMBNAILS = 16
 EMBEDDED = 500

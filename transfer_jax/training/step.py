@@ -20,14 +20,14 @@ from jax.sharding import Mesh
 from transfer_jax.core.compilation import compiled
 from transfer_jax.core.members import over_members
 from transfer_jax.core.mesh import shard_batch
-from transfer_jax.core.paths import flatten, unflatten
+from transfer_jax.core.reduction import scaled_by_mass
 from transfer_jax.models.model import Model
 from transfer_jax.objectives.combining import Combination
-from transfer_jax.objectives.reduction import scaled_by_mass
 from transfer_jax.objectives.wiring import Term, call_term, labelled_mass
 from transfer_jax.params.optimizer_tree import apply_groups
 from transfer_jax.params.partition import Partition
 from transfer_jax.params.peft import PeftSpec, merged
+from transfer_jax.training.averaging import average_targets, averaged_variables, moved_average
 from transfer_jax.training.choice import STEPS, apply_one
 from transfer_jax.training.forward import Passage, make_context, merge_statistics
 from transfer_jax.training.gradients import (
@@ -131,7 +131,7 @@ def turns_name(stream: str) -> str:
 def init_state(program: Program, trainable: Flat, batch_stats: Any, rates: Flat, metrics: int) -> State:
     """The state at step 0 of one seed."""
     averaging = program.ema_decay is not None or program.averages is not None
-    ema = _ema_targets(trainable, batch_stats) if averaging else {}
+    ema = average_targets(trainable, batch_stats) if averaging else {}
     return State(trainable, batch_stats, program.optimizer(rates).init(trainable), ema,
                  jnp.zeros(metrics, jnp.float32), jnp.full(2, -1, jnp.int32), program.carried())
 
@@ -191,9 +191,11 @@ def _moved(program: Program, active: frozenset[str], state: State, constants: Co
             turn += 1
         metrics.update(found)
     if program.ema_decay is not None:
-        state = state._replace(ema=_averaged(program, state, step))
+        targets = average_targets(state.trainable, state.batch_stats)
+        state = state._replace(ema=moved_average(state.ema, targets, program.ema_decay, program.ema_warmup, step))
     if program.averages is not None:
-        state = state._replace(ema=_ema_targets(program.averages(state.opt_state, state.trainable), state.batch_stats))
+        kept = program.averages(state.opt_state, state.trainable)
+        state = state._replace(ema=average_targets(kept, state.batch_stats))
     return state, metrics
 
 
@@ -353,26 +355,6 @@ def _averaged_over(program: Program, one: Callable, side: Side, batches: Mapping
 def _add_share(count: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """A running mean of `count` parts; flags hold where they held in all."""
     return lambda a, b: a & b if a.dtype == bool else a + b / count
-
-
-def _ema_targets(trainable: Flat, batch_stats: Any) -> Flat:
-    return ({f"params/{path}": leaf for path, leaf in trainable.items()}
-            | {f"stats/{path}": leaf for path, leaf in flatten(batch_stats).items()})
-
-
-def _averaged(program: Program, state: State, step: jax.Array) -> Flat:
-    decay = program.ema_decay
-    if program.ema_warmup:
-        decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    targets = _ema_targets(state.trainable, state.batch_stats)
-    return {path: old + (1 - decay) * (targets[path] - old) for path, old in state.ema.items()}
-
-
-def averaged_variables(state: State) -> tuple[Flat, Any]:
-    """The averaged parameters and statistics that `State.ema` holds."""
-    parts = {kind: {path.removeprefix(kind): leaf for path, leaf in state.ema.items() if path.startswith(kind)}
-             for kind in ("params/", "stats/")}
-    return parts["params/"], unflatten(parts["stats/"])
 
 
 def compile_chunk(program: Program, members: int, active: frozenset[str], shardings: Any = None) -> Any:
