@@ -24,7 +24,8 @@ PIXELS = RNG.normal(0, 2, (11, 5, 4, K)).astype(np.float32)
 MASKS = np.where(RNG.random((11, 5, 4)) < 0.6, PIXELS.argmax(-1), RNG.integers(0, K, (11, 5, 4))).astype(np.int32)
 ERROR_METRICS = ("mean_absolute_error", "mean_squared_error")
 SUMMED = sorted(name for name, metric in METRICS.items() if isinstance(metric, Metric))
-CLASS_METRICS = tuple(name for name in SUMMED if name not in ERROR_METRICS)
+SHAPED = ("boundary_f1", "ranks")  # the one takes maps alone, the other one output less than classes
+CLASS_METRICS = tuple(name for name in SUMMED if name not in (*ERROR_METRICS, *SHAPED))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -127,14 +128,16 @@ def same(left, right):
             np.testing.assert_allclose(left[name][key], value, rtol=1e-5, err_msg=f"{name} {key}")
 
 
-@pytest.mark.parametrize("pixels", [False, True])
-def test_batch_size_order_and_padding_do_not_matter(pixels):
-    outputs, labels = (PIXELS, MASKS) if pixels else (LOGITS, LABELS)
-    whole = stream_all(CLASS_METRICS, outputs, labels, len(labels))
-    same(stream_all(CLASS_METRICS, outputs, labels, 8, padding=3), whole)
-    same(stream_all(CLASS_METRICS, outputs, labels, 8, padding=-1), whole)
+@pytest.mark.parametrize("names, outputs, labels", [
+    (CLASS_METRICS, LOGITS, LABELS), ((*CLASS_METRICS, "boundary_f1"), PIXELS, MASKS),
+    (("ranks",), LOGITS[:, :-1], LABELS)], ids=["classes", "pixels", "ranks"])
+def test_batch_size_order_and_padding_do_not_matter(names, outputs, labels):
+    streamed = functools.partial(stream_all, names, classes=outputs.shape[-1])
+    whole = streamed(outputs, labels, len(labels))
+    same(streamed(outputs, labels, 8, padding=3), whole)
+    same(streamed(outputs, labels, 8, padding=-1), whole)
     order = RNG.permutation(len(labels))
-    same(stream_all(CLASS_METRICS, outputs[order], labels[order], 8), whole)
+    same(streamed(outputs[order], labels[order], 8), whole)
 
 
 def test_a_single_logit_stands_for_two_classes():
