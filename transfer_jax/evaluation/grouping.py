@@ -1,7 +1,7 @@
 """Which tasks should share a network: the best groups for a matrix of affinities and a budget of networks.
 
 As Fifty et al. (2021, "Efficiently identifying task groupings for multi-task learning") choose: the affinity of a group
-onto one of its tasks is the mean of what the others in it do for it, and those groups are taken whose sum over all tasks
+onto one of its tasks is the mean of what the others in it do for it, and the groups are taken whose sum over tasks
 is largest. A task alone counts 0.
 """
 
