@@ -53,14 +53,6 @@ def test_dropout_acts_in_training_only():
     assert bool((calm == head.apply(variables, TAPS)).all()) and float(jnp.abs(calm - noisy).max()) > 1e-3
 
 
-def test_resize_is_the_bilinear_one_of_torch(torch):
-    from transfer_jax.models.heads import _resize
-    x = np.random.default_rng(0).normal(size=(2, 4, 3, 5)).astype(np.float32)
-    theirs = torch.nn.functional.interpolate(torch.tensor(x).permute(0, 3, 1, 2), (9, 12), mode="bilinear",
-                                             align_corners=False).permute(0, 2, 3, 1)
-    np.testing.assert_allclose(_resize(jnp.asarray(x), (9, 12)), theirs.numpy(), atol=1e-5)
-
-
 @pytest.mark.parametrize(("arguments", "words"), [
     ({"kind": "linear", "classes": 5, "tap": "stage9"}, "pooled, stage1, stage2, stage3"),
     ({"kind": "segmentation", "classes": 5, "taps": ("pooled",)}, "needs maps"),

@@ -10,6 +10,7 @@ from transfer_jax.data.augment import AUGMENTATIONS, BATCH_AUGMENTATIONS, HOST_A
 from transfer_jax.data.dataset import Dataset
 from transfer_jax.data.preprocessing import preprocess_image, preprocessing
 from transfer_jax.data.sources.arrays import arrays_source, from_arrays
+from transfer_jax.data.sources.camvid import camvid_source
 from transfer_jax.data.sources.coco import coco_source
 from transfer_jax.data.sources.files import folder_source, table_source
 from transfer_jax.data.sources.merge import merge_source
@@ -32,6 +33,7 @@ SOURCES = {
     "mnistm": mnistm_source,
     "sroie": sroie_source,
     "coco": coco_source,
+    "camvid": camvid_source,
     "merge": merge_source,
 }
 

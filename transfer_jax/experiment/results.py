@@ -12,6 +12,7 @@ import numpy as np
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.mesh import fetch
 from transfer_jax.core.paths import flatten, unflatten
+from transfer_jax.data.stream import read_example
 from transfer_jax.evaluation.evaluator import Scores
 from transfer_jax.experiment.spec import BestSpec, ExperimentSpec, StageSpec
 from transfer_jax.experiment.workdir import Workdir
@@ -178,7 +179,7 @@ def prediction_file(stream: Any, scores: Scores) -> dict[str, np.ndarray]:
         wrong = np.arange(len(rows["prediction"]))
     if "loss" in rows:
         worst = wrong[np.argsort(-rows["loss"][wrong], kind="stable")][:THUMBNAILS]
-        images = [stream.dataset.load(int(rows["index"][row]))["image"] for row in worst]
+        images = [_picture(stream, int(rows["index"][row]), flat) for row in worst]
         if images and len({image.shape for image in images}) == 1:
             arrays |= {"thumbnails": np.stack(images), "thumbnail_rows": worst}
             if _boxes(rows):
@@ -191,6 +192,11 @@ def prediction_file(stream: Any, scores: Scores) -> dict[str, np.ndarray]:
         arrays |= {"features": rows["features"][shown].astype(np.float32), "feature_labels": rows["label"][shown],
                    "feature_domains": np.full(len(shown), stream.spec.domain)}
     return arrays
+
+
+def _picture(stream: Any, row: int, stored: bool) -> np.ndarray:
+    """The image as it is stored, or as the network sees it, on which alone masks and boxes fit."""
+    return stream.dataset.load(row)["image"] if stored else read_example(stream.dataset, row, stream.spec)["image"]
 
 
 def _boxes(rows: Mapping[str, np.ndarray]) -> bool:

@@ -20,6 +20,7 @@ from transfer_jax.models.convnext import ConvNeXt
 from transfer_jax.models.crepe import CAPACITIES as CREPE_SIZES
 from transfer_jax.models.crepe import Crepe
 from transfer_jax.models.cross_stitch import CrossStitch
+from transfer_jax.models.dense_heads import FCNHead, FeaturePyramidHead, SegmentationHead
 from transfer_jax.models.densenet import DenseNet
 from transfer_jax.models.detection_head import DetectionHead
 from transfer_jax.models.doodlenet import DoodleNet
@@ -35,7 +36,6 @@ from transfer_jax.models.heads import (
     LinearHead,
     MLPHead,
     RegressionHead,
-    SegmentationHead,
 )
 from transfer_jax.models.inception import InceptionV3
 from transfer_jax.models.lenet import LeNet, SmallCNN
@@ -132,6 +132,8 @@ HEADS = {
     "mlp": MLPHead,
     "regression": RegressionHead,
     "segmentation": SegmentationHead,
+    "fcn": FCNHead,
+    "feature_pyramid": FeaturePyramidHead,
     "conv_relu_mean": ConvReluMeanHead,
     "distilled": DistilledHead,
     "detection": DetectionHead,

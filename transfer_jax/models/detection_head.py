@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ from flax import linen as nn
 from transfer_jax.core.errors import UserError
 from transfer_jax.layers.convolution import Conv
 from transfer_jax.layers.normalization import GroupNorm
-from transfer_jax.models.taps import Taps, find_tap
+from transfer_jax.models.pyramid import fine_to_coarse, top_down
+from transfer_jax.models.taps import Taps
 
 PRIOR = 0.01  # of an object at a point, at the start: else the background drowns everything (Lin et al. 2017)
 LARGEST_EXPONENT = 6.0  # of a distance in strides
@@ -49,7 +50,7 @@ class DetectionHead(nn.Module, kw_only=True):
             raise UserError("the detection head needs the taps of images; it cannot be applied to a plain array")
         if self.width % self.groups:
             raise UserError(f"width={self.width} of a detection head is no multiple of groups={self.groups}")
-        levels = self._pyramid(taps)
+        levels = self._pyramid(taps, image_size)
         towers = [[Conv(self.width, 3, dtype=self.dtype, name=f"{name}{i}") for i in range(self.depth)]
                   for name in ("class_tower", "box_tower")]
         norms = [[GroupNorm(num_groups=self.groups, dtype=self.dtype, name=f"{name}{i}") for i in range(self.depth)]
@@ -69,22 +70,10 @@ class DetectionHead(nn.Module, kw_only=True):
             found.append(_with_geometry(*rows, geometry))
         return jnp.concatenate(found, axis=1)
 
-    def _pyramid(self, taps: Taps | jax.Array) -> list[jax.Array]:
+    def _pyramid(self, taps: Taps, image_size: tuple[int, int]) -> list[jax.Array]:
         """Maps [B, h, w, width], fine to coarse."""
-        maps = [find_tap(taps, name) for name in (self.taps if isinstance(taps, Mapping) else ("map",))]
-        for name, value in zip(self.taps, maps, strict=False):
-            if value.ndim != 4:
-                raise UserError(f"the detection head needs maps, but the tap {name!r} has shape {value.shape}")
-        sizes = [value.shape[1] * value.shape[2] for value in maps]
-        if sorted(sizes, reverse=True) != sizes or len(set(sizes)) < len(sizes):
-            raise UserError(f"the taps {self.taps} of a detection head must go from fine to coarse, their maps have "
-                            f"{sizes} points; order them, or leave one out of equal ones")
-        lateral = [Conv(self.width, 1, dtype=self.dtype, name=f"lateral{i}")(value) for i, value in enumerate(maps)]
-        levels = lateral[-1:]
-        for value in lateral[-2::-1]:
-            above = jax.image.resize(levels[0], value.shape, "nearest")
-            levels.insert(0, value + above)
-        levels = [Conv(self.width, 3, dtype=self.dtype, name=f"smooth{i}")(x) for i, x in enumerate(levels)]
+        maps = fine_to_coarse(taps, self.taps, image_size, "detection")
+        levels = top_down(list(maps.values()), self.width, self.dtype)
         for i in range(self.extra):
             levels.append(Conv(self.width, 3, strides=2, dtype=self.dtype, name=f"extra{i}")(nn.relu(levels[-1])))
         return levels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -97,34 +96,6 @@ class EmbeddingHead(nn.Module):
         return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, -1, keepdims=True), 1e-12))
 
 
-class SegmentationHead(nn.Module, kw_only=True):
-    """Class scores per pixel [B, H, W, classes] from several maps.
-
-    Each tap is projected by a 1x1 convolution to `width`, resized bilinearly to the finest tap and summed; then a
-    3x3 convolution, a 1x1 convolution to `classes`, and a bilinear resize to `image_size`.
-    """
-
-    classes: int
-    taps: tuple[str, ...] = ("stage1", "stage2", "stage3")
-    width: int = 32
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, taps: Taps | jax.Array, image_size: tuple[int, int] | None = None,
-                 train: bool = False) -> jax.Array:
-        names = self.taps if isinstance(taps, Mapping) else ("map",)
-        maps = {name: find_tap(taps, name) for name in names}
-        for name, value in maps.items():
-            if value.ndim != 4:
-                raise UserError(f"the segmentation head needs maps, but the tap {name!r} has shape {value.shape}")
-        finest = max((value.shape[1:3] for value in maps.values()), key=lambda size: size[0] * size[1])
-        total = sum(_resize(Conv(self.width, 1, dtype=self.dtype, name=f"lateral_{name.replace('/', '_')}")(value),
-                            finest) for name, value in maps.items())
-        x = nn.relu(Conv(self.width, 3, dtype=self.dtype, name="smooth")(nn.relu(total)))
-        x = Conv(self.classes, 1, dtype=self.dtype, name="classify")(x).astype(jnp.float32)
-        return _resize(x, image_size or finest)
-
-
 class DistilledHead(nn.Module, kw_only=True):
     """Mean of two classifiers: one on the class token, one on the distillation token behind it.
 
@@ -175,13 +146,6 @@ def _vector(x: jax.Array, pool: str) -> jax.Array:
     if pool not in POOLS:
         raise UserError(f"pool={pool!r} of a head is unknown; use one of {', '.join(POOLS)}")
     return POOLS[pool](x).reshape(x.shape[0], -1)
-
-
-def _resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """[B, h, w, C] -> [B, *size, C] by bilinear interpolation with half-pixel centres."""
-    if x.shape[1:3] == tuple(size):
-        return x
-    return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear", antialias=False)
 
 
 def _dense(features: int, dtype: Any, name: str, kernel_init: str = "lecun_normal") -> nn.Dense:
