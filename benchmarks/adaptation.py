@@ -1,6 +1,6 @@
 """What a step of domain adaptation costs beside the two forward-backward passes that it needs, one for each domain.
 
-    python benchmarks/adaptation.py [--rounds 9] [--steps 30] [--batch 64] [--network lenet|resnet8]
+    PYTHONPATH=. python benchmarks/adaptation.py [--rounds 9] [--steps 30] [--batch 64] [--network lenet|resnet8]
 
 The two passes are a stage of the same engine that learns the labels of both domains, with the same network, batches
 and optimizer. DANN, CDAN and DAN learn the source's labels and align the target. All are timed turn by turn in one

@@ -1,7 +1,7 @@
 """What combining the losses, or the gradients, of several tasks costs beside their plain sum.
 
-    python benchmarks/multitask.py [--tasks 2 4 8] [--rounds 7] [--steps 10] [--batch 32] [--network resnet8|small_cnn]
-                                   [--only KIND ...]
+    PYTHONPATH=. python benchmarks/multitask.py [--tasks 2 4 8] [--rounds 7] [--steps 10] [--batch 32]
+                                                [--network resnet8|small_cnn] [--only KIND ...]
 
 All stages share one network with a linear head for every task, data, batches and optimizer, and are timed turn by turn
 in one run. A combination of losses is compared with the plain sum; a rule for gradients with the plain sum and T - 1

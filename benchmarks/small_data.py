@@ -1,6 +1,6 @@
 """Steps per second of the quickstart's fine-tuning stage, against the same network and batch in PyTorch (CPU build).
 
-    python benchmarks/small_data.py [--rounds 7] [--steps 100]
+    PYTHONPATH=. python benchmarks/small_data.py [--rounds 7] [--steps 100]
 
 Both are timed in one run, turn by turn, and the ratio of the medians is printed: five seeds trained together and one
 seed alone on our side, one seed after the other in PyTorch (eager, and eager in channels-last layout). A step is

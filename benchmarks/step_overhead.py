@@ -1,6 +1,6 @@
 """What the engine costs: its step with all features off, against a jitted step written by hand for the same network.
 
-    python benchmarks/step_overhead.py [--rounds 15] [--steps 100]
+    PYTHONPATH=. python benchmarks/step_overhead.py [--rounds 15] [--steps 100]
 
 Both train the quickstart's network with Adam on batches gathered on the device, many steps a dispatch, and are timed
 turn by turn in one run. The hand-written loop draws its examples with `jax.random.randint` and knows nothing of

@@ -1,6 +1,6 @@
 """Writes the measured section of docs/multitask.md and its figures from the folders of runs:
 
-    python configs/multitask/write_page.py RUNS
+    PYTHONPATH=. python configs/multitask/write_page.py RUNS
 
 RUNS holds one folder for each run of combinations.py, named combinations or combinations_...: the ways of all are shown
 together, also of runs that were broken off, as far as they came.
