@@ -32,6 +32,8 @@ class TaskKind:
       error: (outputs, labels) -> float32 [B], by which the worst examples are found; None: minus the log-probability
         of the label, where the predictions have probabilities.
       names: the attribute of a stream that holds the names of the classes.
+      answers: what answers are, where a report draws them beside the truth (an entry of `report.mistakes.DRAWINGS`);
+        '': one class or number an example, or nothing that can be drawn.
     """
 
     label: str
@@ -44,6 +46,7 @@ class TaskKind:
     measures: Mapping[str, Metric | Collected] = field(default_factory=dict)
     error: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     names: str = "class_names"
+    answers: str = ""
 
 
 def predict_classes(outputs: jax.Array) -> dict[str, jax.Array]:
