@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from transfer_jax.core.errors import UserError, unknown
+from transfer_jax.core.inputs import VOID
 from transfer_jax.data.decoding import decode_image, decode_mask
-
-VOID = 255  # the class of pixels that belong to none
 
 
 class Dataset:

@@ -12,7 +12,7 @@ import numpy as np
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.mesh import fetch
 from transfer_jax.core.paths import flatten, unflatten
-from transfer_jax.data.preprocessing import prepare_image, preprocessing
+from transfer_jax.data.stream import read_example
 from transfer_jax.evaluation.evaluator import Scores
 from transfer_jax.experiment.spec import BestSpec, ExperimentSpec, StageSpec
 from transfer_jax.experiment.workdir import Workdir
@@ -180,11 +180,10 @@ def prediction_file(stream: Any, scores: Scores) -> dict[str, np.ndarray]:
     if "loss" in rows and flat:
         wrong = np.flatnonzero(rows["prediction"] != rows["label"])
         shown = wrong[np.argsort(-rows["loss"][wrong], kind="stable")][:THUMBNAILS]
-        arrays |= _thumbnails([stream.dataset.load(int(rows["index"][row]))["image"] for row in shown], shown)
+        arrays |= _thumbnails([_picture(stream, int(rows["index"][row]), True) for row in shown], shown)
     elif "loss" in rows and scores.answers:
-        shown, seen = worst_and_others(rows["loss"]), preprocessing(stream.spec)
-        images = [prepare_image(stream.dataset.load(int(rows["index"][row]))["image"], seen) for row in shown]
-        arrays |= _thumbnails(images, shown)
+        shown = worst_and_others(rows["loss"])
+        arrays |= _thumbnails([_picture(stream, int(rows["index"][row]), False) for row in shown], shown)
         for key, values in (("true", rows["label"]), ("predicted", rows.get("probabilities", rows["prediction"]))):
             arrays[f"{scores.answers}_{key}"] = _shown(values[shown], scores.answers, stream.description)
     if "features" in rows and flat:
@@ -192,6 +191,11 @@ def prediction_file(stream: Any, scores: Scores) -> dict[str, np.ndarray]:
         arrays |= {"features": rows["features"][shown].astype(np.float32), "feature_labels": rows["label"][shown],
                    "feature_domains": np.full(len(shown), stream.spec.domain)}
     return arrays
+
+
+def _picture(stream: Any, row: int, stored: bool) -> np.ndarray:
+    """The image as it is stored, or as the network sees it, on which alone masks and boxes fit."""
+    return stream.dataset.load(row)["image"] if stored else read_example(stream.dataset, row, stream.spec)["image"]
 
 
 def worst_and_others(loss: np.ndarray, most: int = THUMBNAILS) -> np.ndarray:

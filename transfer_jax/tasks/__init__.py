@@ -15,6 +15,7 @@ from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component, Spec, lookup
 from transfer_jax.tasks.auto_encoding import AUTO_ENCODING
 from transfer_jax.tasks.binary import BINARY
+from transfer_jax.tasks.boundary_detection import BOUNDARY_DETECTION
 from transfer_jax.tasks.classification import CLASSIFICATION
 from transfer_jax.tasks.detection import DETECTION
 from transfer_jax.tasks.embedding import EMBEDDING
@@ -28,6 +29,7 @@ from transfer_jax.tasks.segmentation import SEGMENTATION
 TASKS: dict[str, TaskKind] = {
     "classification": CLASSIFICATION,
     "segmentation": SEGMENTATION,
+    "boundary_detection": BOUNDARY_DETECTION,
     "binary": BINARY,
     "multi_label": MULTI_LABEL,
     "regression": REGRESSION,
@@ -97,7 +99,8 @@ def metric_batch(task: TaskSpec, batch: Mapping[str, jax.Array]) -> dict[str, ja
                         f"{', '.join(sorted(batch))}; evaluate on a labelled stream, name what it shows in its "
                         f"'targets', or set the task's 'label'")
     weights = [batch[key] for key in ("weight", f"known/{task.label}") if key in batch]
-    return {"label": batch[task.label], **({"weight": math.prod(weights)} if weights else {})}
+    labels = TASKS[task.kind].targets(batch[task.label])
+    return {"label": labels, **({"weight": math.prod(weights)} if weights else {})}
 
 
 def predict(task: TaskSpec, outputs: jax.Array) -> dict[str, jax.Array]:
