@@ -13,6 +13,7 @@ from pydantic import Field
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component, Spec, lookup
+from transfer_jax.tasks.auto_encoding import AUTO_ENCODING
 from transfer_jax.tasks.binary import BINARY
 from transfer_jax.tasks.boundary_detection import BOUNDARY_DETECTION
 from transfer_jax.tasks.classification import CLASSIFICATION
@@ -20,6 +21,7 @@ from transfer_jax.tasks.detection import DETECTION
 from transfer_jax.tasks.embedding import EMBEDDING
 from transfer_jax.tasks.kind import TaskKind
 from transfer_jax.tasks.metric import Collected, Metric
+from transfer_jax.tasks.multi_label import MULTI_LABEL
 from transfer_jax.tasks.ordinal import ORDINAL
 from transfer_jax.tasks.regression import REGRESSION
 from transfer_jax.tasks.segmentation import SEGMENTATION
@@ -29,10 +31,12 @@ TASKS: dict[str, TaskKind] = {
     "segmentation": SEGMENTATION,
     "boundary_detection": BOUNDARY_DETECTION,
     "binary": BINARY,
+    "multi_label": MULTI_LABEL,
     "regression": REGRESSION,
     "ordinal": ORDINAL,
     "detection": DETECTION,
     "embedding": EMBEDDING,
+    "auto_encoding": AUTO_ENCODING,
 }
 
 # What the kinds bring along, for the registries of losses and metrics.
@@ -92,7 +96,8 @@ def metric_batch(task: TaskSpec, batch: Mapping[str, jax.Array]) -> dict[str, ja
     """
     if task.label not in batch:
         raise UserError(f"the task of head {task.head!r} needs the labels {task.label!r}, but the stream gives "
-                        f"{', '.join(sorted(batch))}; evaluate on a labelled stream or set the task's 'label'")
+                        f"{', '.join(sorted(batch))}; evaluate on a labelled stream, name what it shows in its "
+                        f"'targets', or set the task's 'label'")
     weights = [batch[key] for key in ("weight", f"known/{task.label}") if key in batch]
     labels = TASKS[task.kind].targets(batch[task.label])
     return {"label": labels, **({"weight": math.prod(weights)} if weights else {})}

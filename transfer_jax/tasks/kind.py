@@ -33,6 +33,8 @@ class TaskKind:
         of the label, where the predictions have probabilities.
       target: the labels of a batch -> what the task learns of them, in training and evaluation; None: they themselves.
       names: the attribute of a stream that holds the names of the classes.
+      answers: what answers are, where a report draws them beside the truth (an entry of `report.mistakes.DRAWINGS`);
+        '': one class or number an example, or nothing that can be drawn.
     """
 
     label: str
@@ -46,6 +48,7 @@ class TaskKind:
     error: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     target: Callable[[jax.Array], jax.Array] | None = None
     names: str = "class_names"
+    answers: str = ""
 
     def targets(self, labels: jax.Array) -> jax.Array:
         """What the task learns of the labels of a batch."""
