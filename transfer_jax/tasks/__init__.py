@@ -124,6 +124,10 @@ def example_error(task: TaskSpec, outputs: jax.Array, labels: jax.Array) -> jax.
 
 
 def _log_probability(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
-    """Log-probability of the label, one number an example (the mean over pixels for maps)."""
-    chosen = jnp.take_along_axis(probabilities, jnp.clip(labels, 0)[..., None].astype(jnp.int32), axis=-1)[..., 0]
-    return jnp.log(jnp.maximum(chosen, 1e-30)).reshape(labels.shape[0], -1).mean(-1)
+    """Log-probability of the label, one number an example (the mean over pixels for maps); what has no class is left
+    out."""
+    known = (labels >= 0) & (labels < probabilities.shape[-1])
+    places = jnp.where(known, labels, 0)[..., None].astype(jnp.int32)
+    chosen = jnp.log(jnp.maximum(jnp.take_along_axis(probabilities, places, axis=-1)[..., 0], 1e-30))
+    chosen, known = (x.reshape(labels.shape[0], -1) for x in (jnp.where(known, chosen, 0.0), known))
+    return chosen.sum(-1) / jnp.maximum(known.sum(-1), 1)
