@@ -142,7 +142,7 @@ class Evaluator:
         inputs = read_inputs(self.stream.spec.inputs, batch)
         domain = self.stream.spec.domain
         variables = {"params": params, "batch_stats": statistics_of(batch_stats, domain)}
-        with reading(domain or None):
+        with reading(domain or None, self.task.head):
             taps, _ = self.model.taps(variables, inputs)
         size = next(iter(inputs.values())).shape[1:3]
         outputs, _ = self.model.head(variables, self.task.head, taps, size)
