@@ -95,7 +95,7 @@ def test_boxes_follow_the_image_on_device_and_host(kind, arguments):
 
 def test_a_quarter_turn_turns_boxes():
     plan = build_plan((Component(kind="rotation", degrees=90.0),), "here")
-    turned = plan.moves[0](np.array([[0.1, 0.2, 0.3, 0.6, 1]], np.float32), lambda shape: 1.0, (10, 10), np)
+    turned = plan.following[0].boxes(np.array([[0.1, 0.2, 0.3, 0.6, 1]], np.float32), lambda shape: 1.0, (10, 10), np)
     np.testing.assert_allclose(turned[0], [0.4, 0.1, 0.8, 0.3, 1], atol=1e-6)
 
 

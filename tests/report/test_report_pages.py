@@ -192,11 +192,12 @@ def test_thumbnails_show_the_pixels_they_are_given():
     shown = np.asarray(Image.open(io.BytesIO(figures.thumbnail(image))))
     assert shown.shape == (112, 112, 3) and (shown[::4, ::4, 1] == image[..., 0]).all()
     mask = np.zeros((28, 28), np.uint8)
-    mask[5, 6] = 2
+    mask[5, 6], mask[7, 8] = 2, 255
     three = np.asarray(Image.open(io.BytesIO(figures.thumbnail(image, [mask, mask]))))[::4, ::4]
     assert three.shape == (28, 3 * 28 + 2, 3)
     changed = (three[:, 29:57] != three[:, :28]).any(axis=-1)
-    assert changed[5, 6] and changed.sum() == 1
+    assert changed[5, 6] and changed[7, 8] and changed.sum() == 2
+    np.testing.assert_array_equal(three[7, 29 + 8], np.round(0.35 * image[7, 8].repeat(3)))
 
 
 def test_curves_are_thinned_by_averaging():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from transfer_jax.experiment.report import affinity
 from transfer_jax.experiment.report.collect import Result, Run
 from transfer_jax.experiment.report.document import Picture
 from transfer_jax.experiment.report.pivot import Layout
@@ -75,3 +76,26 @@ def test_a_diverged_seed_is_said_and_not_averaged():
     diverged = {"digits": [np.nan, 0.7, 0.8], "depth": [1.0, 2.0, 1.5]}
     rows = changes(invented({"alone": ALONE, "joint": diverged}), LAYOUT)
     assert change_table(rows, TASKS).rows[1][-1] == "diverged (1/3)"
+
+
+def test_affinities_become_a_map_and_the_groups_that_follow():
+    """Two pairs that help each other; in the second seed only one of the two does."""
+    names = ("digits", "depth", "edges", "noise")
+    means = np.full((2, 4, 4), -0.01)
+    means[:, :2, :2] = 0.05
+    means[0, 2:, 2:], means[1, 2:, 2:] = 0.2, -0.1
+    lines = [{"kind": "train", "stage": "joint", "step": step, "metrics": {
+        f"affinity/{a}/{b}": (means[:, i, j] + shift).tolist() for i, a in enumerate(names)
+        for j, b in enumerate(names)}} for step, shift in ((1, 0.01), (2, -0.01))]
+    run = invented({"joint": {}}, [*lines, {"kind": "train", "stage": "joint", "step": 3, "metrics": {"loss": [1, 1]}}])
+    run.stages["joint"] = {"title": "all together"}
+    run.config["stages"] = {"joint": {"objective": {"terms": dict.fromkeys(names, {})}}}
+    found, values = affinity.measured(run, "joint")
+    assert found == names
+    np.testing.assert_allclose(values, means, atol=1e-12)
+    meaning, picture, table = several_task_blocks([run], LAYOUT)
+    assert "affinity in percent" in picture.caption and picture.content.startswith(b"<?xml")
+    assert [row[:2] for row in table.rows] == [["1", "digits + depth + edges + noise"],
+                                               ["2", "digits + depth, edges + noise"]]  # three would be no better
+    assert table.rows[1][3] == "1 of 2" and table.rows[1][2].startswith("+20.0")
+    assert affinity.blocks(invented({"joint": {}}), "joint") == []

@@ -44,7 +44,8 @@ def make_stream(splits: Mapping[str, Dataset], name: str, spec: StreamSpec, seed
     """The stream `name` over already opened splits. Raises UserError for all that is wrong with the data."""
     where = f"stream {name!r}"
     dataset = keep_classes(take_split(splits, spec.split, where), spec.classes or (), where)
-    plan = augment.build_plan(spec.augment, where)
+    points = dataset.columns.get("keypoints", ()) if "keypoints" in spec.targets and spec.labelled else ()
+    plan = augment.build_plan(spec.augment, where, points)
     ledger: dict[str, str] = {}
     indices = _choose(dataset, spec, seeds, frozenset(), where)
     if spec.mix is not None:

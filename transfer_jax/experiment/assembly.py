@@ -247,11 +247,11 @@ def _check_stage(spec: ExperimentSpec, where: str, stage: StageSpec, before: lis
                 _known("stream", term.measured_on, spec.streams, f"{where}.objective")
     for stream, tasks in stage.evaluate.items():
         _known("stream", stream, spec.streams, f"{where}.evaluate")
-        if not spec.streams[stream].labelled:
-            raise UserError(f"{where}.evaluate: the stream {stream!r} is set to labelled=False; evaluate on a labelled "
-                            f"stream")
         for task in as_tuple(tasks):
             _known("task", task, spec.tasks, f"{where}.evaluate.{stream}")
+            if not spec.streams[stream].labelled and spec.tasks[task].label != "image":
+                raise UserError(f"{where}.evaluate: the stream {stream!r} is set to labelled=False; evaluate on a "
+                                f"labelled stream")
     if stage.validation is not None:
         _check_validation(spec, f"{where}.validation", stage.validation)
     if stage.best is not None and stage.best.by_validator:

@@ -120,7 +120,7 @@ def _read_taps(ready: ReadyStage, assembly: Assembly, name: str, backbone: str) 
                 continue
             quantities = {quantity for _, _, quantity in term.quantities}
             found |= {term.spec.tap} if quantities & set(READ) else set()
-            if term.reads(("inputs", "apply_model")):
+            if term.reads(("inputs", "apply_model")) or ("labels" in quantities and term.label_key == "image"):
                 return None
             found |= set(term.spec.taps) if "layers" in quantities else set()
             for name_of_head in term.heads:

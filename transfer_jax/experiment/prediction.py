@@ -36,8 +36,8 @@ def predict_paths(folder: Path, inputs: Sequence[str], out: Path | None, *, task
     entry = model.description["tasks"][task]
     if entry["task"]["kind"] == "detection":
         write_boxes(out, answers, entry["class_names"])
-    elif entry["task"]["kind"] == "segmentation":
-        write_masks(out, answers, entry["class_names"])
+    elif entry["task"]["kind"] in ("segmentation", "boundary_detection"):
+        write_masks(out, answers, entry["class_names"] or ("inside", "boundary"))
     else:
         write_answers(out, answers, entry["class_names"])
 

@@ -35,7 +35,7 @@ from transfer_jax.experiment.task_sampling import by_task, check_labels, make_pl
 from transfer_jax.models.depth import parameter_blocks
 from transfer_jax.models.domains import main_statistics, with_domains
 from transfer_jax.objectives import COMBINATION_PARAMETERS
-from transfer_jax.objectives.combining import LEARNED, check_gradients, make_combination
+from transfer_jax.objectives.combining import LEARNED, check_affinity, check_gradients, make_combination
 from transfer_jax.objectives.spec import UpdateSpec
 from transfer_jax.objectives.wiring import Term, make_terms
 from transfer_jax.params.inserts import PREFIX
@@ -275,13 +275,15 @@ def _bind_update(update: UpdateSpec, number: int, terms: list[Term], parts: Part
     groups = frozenset(parts.groups if update.groups is None else update.groups)
     for group in groups - set(parts.groups):
         raise unknown("group", group, parts.groups, f"{where}, groups of an update")
+    if update.affinity is not None:
+        check_affinity(terms, update.sampling is not None, accumulate, where)
     alternatives: tuple[Update, ...] = ()
     if update.sampling is not None:
         alternatives = tuple(_bind_update(one, number, own, parts, inputs, accumulate, where)
                              for one, own in by_task(update, terms, parts, inputs, where))
     combination = make_combination(update.combine, terms, where)
     bound = Update(tuple(terms), groups, update.repeats, combination, f"combine/{number}", update.gradients_of,
-                   update.on_bad_task == "skip", update.lookahead, alternatives)
+                   update.on_bad_task == "skip", update.lookahead, update.affinity, alternatives)
     check_gradients(combination, bound.gradients_of, bound.streams, bound.lookahead, accumulate, where)
     return bound
 

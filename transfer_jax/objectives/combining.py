@@ -137,3 +137,13 @@ def check_gradients(combination: Combination, gradients_of: str, streams: Sequen
     if accumulate > 1 and (of_features or ahead or combination.after_step is not None):
         what = f"gradients_of = {gradients_of!r}" if of_features else f"combine = {kind!r}"
         raise UserError(f"{where}.{what} works on one whole batch; set accumulate=1")
+
+
+def check_affinity(terms: Sequence[Term], sampled: bool, accumulate: int, where: str) -> None:
+    """Raises where the affinity of terms cannot be measured."""
+    if len(terms) < 2:
+        raise UserError(f"{where}.affinity compares terms, but there is one; leave it out")
+    if sampled or accumulate > 1:
+        what = "'sampling' trains one task a step" if sampled else f"accumulate = {accumulate} cuts the batch"
+        raise UserError(f"{where}.affinity needs the losses of all terms on one whole batch, but {what}; leave one of "
+                        f"the two out")

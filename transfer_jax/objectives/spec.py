@@ -44,6 +44,13 @@ class TermSpec(Component):
         return {"": self.stream} if self.stream else dict(self.streams)
 
 
+class AffinitySpec(Spec):
+    """Measures every so many steps how much a step on each term's loss helps the others; see `training/affinity.py`."""
+
+    every: int = Field(default=10, ge=1)
+    rate: float = Field(default=0.01, gt=0)  # of the plain gradient step
+
+
 class CombiningSpec(Spec):
     """How the losses, or the gradients, of an update's terms become one.
 
@@ -61,6 +68,7 @@ class CombiningSpec(Spec):
     on_bad_task: Literal["error", "skip"] = "error"
     lookahead: dict[str, str] = {}
     sampling: Component | None = None
+    affinity: AffinitySpec | None = None
 
 
 class UpdateSpec(CombiningSpec):

@@ -38,7 +38,7 @@ from transfer_jax.objectives.carried import CARRIED
 from transfer_jax.objectives.spec import TermSpec, UpdateSpec
 from transfer_jax.objectives.statistics import STATISTICS, Statistic
 from transfer_jax.params.schedules import SCHEDULES
-from transfer_jax.tasks import TaskSpec
+from transfer_jax.tasks import TASKS, TaskSpec
 
 PER_STREAM = ("start_logits", "start_features", "task_logits", "teacher_logits", "logits", "labels", "label_probs",
               "weights", "features", "layers", "domains", "inputs", "examples", "apply_model")
@@ -274,11 +274,11 @@ def labelled_mass(term: Term, batches: Mapping[str, Mapping[str, jax.Array]]) ->
 
 
 def labels_of(term: Term, stream: str, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """The labels of the term's task in a batch of this stream."""
+    """What the term's task learns of the labels in a batch of this stream."""
     if term.label_key not in batch:
         raise UserError(f"term {term.name!r} needs labels ({term.label_key!r}), but the stream {stream!r} gives "
                         f"{', '.join(batch)}; is it set to labelled=False?")
-    return batch[term.label_key]
+    return TASKS[term.task_kind].targets(batch[term.label_key])
 
 
 def _entry(values: Mapping[str, Any], name: str, what: str, where: str) -> Any:

@@ -13,12 +13,15 @@ from pydantic import Field
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component, Spec, lookup
+from transfer_jax.tasks.auto_encoding import AUTO_ENCODING
 from transfer_jax.tasks.binary import BINARY
+from transfer_jax.tasks.boundary_detection import BOUNDARY_DETECTION
 from transfer_jax.tasks.classification import CLASSIFICATION
 from transfer_jax.tasks.detection import DETECTION
 from transfer_jax.tasks.embedding import EMBEDDING
 from transfer_jax.tasks.kind import TaskKind
 from transfer_jax.tasks.metric import Collected, Metric
+from transfer_jax.tasks.multi_label import MULTI_LABEL
 from transfer_jax.tasks.ordinal import ORDINAL
 from transfer_jax.tasks.regression import REGRESSION
 from transfer_jax.tasks.segmentation import SEGMENTATION
@@ -26,11 +29,14 @@ from transfer_jax.tasks.segmentation import SEGMENTATION
 TASKS: dict[str, TaskKind] = {
     "classification": CLASSIFICATION,
     "segmentation": SEGMENTATION,
+    "boundary_detection": BOUNDARY_DETECTION,
     "binary": BINARY,
+    "multi_label": MULTI_LABEL,
     "regression": REGRESSION,
     "ordinal": ORDINAL,
     "detection": DETECTION,
     "embedding": EMBEDDING,
+    "auto_encoding": AUTO_ENCODING,
 }
 
 # What the kinds bring along, for the registries of losses and metrics.
@@ -90,9 +96,11 @@ def metric_batch(task: TaskSpec, batch: Mapping[str, jax.Array]) -> dict[str, ja
     """
     if task.label not in batch:
         raise UserError(f"the task of head {task.head!r} needs the labels {task.label!r}, but the stream gives "
-                        f"{', '.join(sorted(batch))}; evaluate on a labelled stream or set the task's 'label'")
+                        f"{', '.join(sorted(batch))}; evaluate on a labelled stream, name what it shows in its "
+                        f"'targets', or set the task's 'label'")
     weights = [batch[key] for key in ("weight", f"known/{task.label}") if key in batch]
-    return {"label": batch[task.label], **({"weight": math.prod(weights)} if weights else {})}
+    labels = TASKS[task.kind].targets(batch[task.label])
+    return {"label": labels, **({"weight": math.prod(weights)} if weights else {})}
 
 
 def predict(task: TaskSpec, outputs: jax.Array) -> dict[str, jax.Array]:
@@ -110,6 +118,10 @@ def example_error(task: TaskSpec, outputs: jax.Array, labels: jax.Array) -> jax.
 
 
 def _log_probability(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
-    """Log-probability of the label, one number an example (the mean over pixels for maps)."""
-    chosen = jnp.take_along_axis(probabilities, jnp.clip(labels, 0)[..., None].astype(jnp.int32), axis=-1)[..., 0]
-    return jnp.log(jnp.maximum(chosen, 1e-30)).reshape(labels.shape[0], -1).mean(-1)
+    """Log-probability of the label, one number an example (the mean over pixels for maps); what has no class is left
+    out."""
+    known = (labels >= 0) & (labels < probabilities.shape[-1])
+    places = jnp.where(known, labels, 0)[..., None].astype(jnp.int32)
+    chosen = jnp.log(jnp.maximum(jnp.take_along_axis(probabilities, places, axis=-1)[..., 0], 1e-30))
+    chosen, known = (x.reshape(labels.shape[0], -1) for x in (jnp.where(known, chosen, 0.0), known))
+    return chosen.sum(-1) / jnp.maximum(known.sum(-1), 1)

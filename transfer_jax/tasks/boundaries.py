@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,11 @@ from transfer_jax.core.errors import UserError
 from transfer_jax.tasks.metric import Batch, State, mean_metric, present, split_count
 
 TOLERANCE = 0.0075  # of the diagonal of the image, as Csurka et al. take
+
+
+def tolerance_of(size: Sequence[int]) -> int:
+    """Rows and columns by which a border may be off in an image of this height and width; at least 1."""
+    return max(1, math.ceil(TOLERANCE * math.hypot(*size)))
 
 
 def borders(regions: jax.Array) -> jax.Array:
@@ -57,8 +63,7 @@ def _measure(outputs: jax.Array, batch: Batch) -> State:
     if outputs.shape[:-1] != labels.shape or labels.ndim != 3:
         raise UserError(f"boundary_f1 needs outputs [B, H, W, classes] and labels [B, H, W], got {outputs.shape} and "
                         f"{labels.shape}; check the task's head and label")
-    tolerance = max(1, math.ceil(TOLERANCE * math.hypot(*labels.shape[1:])))
-    scores = border_scores(jnp.argmax(outputs, -1), labels, outputs.shape[-1], tolerance)
+    scores = border_scores(jnp.argmax(outputs, -1), labels, outputs.shape[-1], tolerance_of(labels.shape[1:]))
     known = ~jnp.isnan(scores)
     counted = present(labels, batch) & known.any(-1)
     means = jnp.where(known, scores, 0.0).sum(-1) / jnp.maximum(known.sum(-1), 1)

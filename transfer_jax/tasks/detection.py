@@ -190,4 +190,5 @@ def missed(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 DETECTION = TaskKind(
     label="boxes", loss=Component(kind="detection"), outputs=one_per_object_class, predict=predict_boxes,
     metrics=("mean_average_precision",), terms={"detection": detection},
-    measures={"mean_average_precision": of_answers(predict_boxes)}, error=missed, names="box_class_names")
+    measures={"mean_average_precision": of_answers(predict_boxes)}, error=missed, names="box_class_names",
+    answers="boxes")

@@ -31,7 +31,10 @@ class TaskKind:
       measures: metrics by name; `evaluation.METRICS` lists them with the rest.
       error: (outputs, labels) -> float32 [B], by which the worst examples are found; None: minus the log-probability
         of the label, where the predictions have probabilities.
+      target: the labels of a batch -> what the task learns of them, in training and evaluation; None: they themselves.
       names: the attribute of a stream that holds the names of the classes.
+      answers: what answers are, where a report draws them beside the truth (an entry of `report.mistakes.DRAWINGS`);
+        '': one class or number an example, or nothing that can be drawn.
     """
 
     label: str
@@ -43,7 +46,13 @@ class TaskKind:
     terms: Mapping[str, Callable] = field(default_factory=dict)
     measures: Mapping[str, Metric | Collected] = field(default_factory=dict)
     error: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    target: Callable[[jax.Array], jax.Array] | None = None
     names: str = "class_names"
+    answers: str = ""
+
+    def targets(self, labels: jax.Array) -> jax.Array:
+        """What the task learns of the labels of a batch."""
+        return labels if self.target is None else self.target(labels)
 
 
 def predict_classes(outputs: jax.Array) -> dict[str, jax.Array]:

@@ -130,7 +130,7 @@ def task_gradients(losses: Losses, moving: Flat, combination: Combination, gradi
                 own[number][path] = pulled[number][path]
         if not together:
             raise UserError(f"no parameter is reached by two of the terms {', '.join(combination.names)}, so there are "
-                            f"no gradients for {combination.kind!r} to combine; use combine=dict(kind='fixed')")
+                            f"no gradients to combine or compare; use combine=dict(kind='fixed') and no 'affinity'")
     rows = {path: jnp.stack([one[path] for one in pulled]) for path in together}
     return TaskGradients(values, rows, own, present), aux
 
@@ -267,7 +267,7 @@ def with_carried(side: Side, slot: str, carried: Any) -> Side:
 
 def _pulled(linear: Callable, at: Any) -> Any:
     """The gradient of a linear function to a scalar."""
-    return jax.linear_transpose(linear, at)(jnp.ones((), jnp.float32))[0]
+    return jax.linear_transpose(linear, at)(jnp.ones((), jax.eval_shape(linear, at).dtype))[0]
 
 
 def _skipped(names: tuple[str, ...], absent: jax.Array) -> Metrics:

@@ -21,10 +21,12 @@ from transfer_jax.core.mesh import shard_batch
 from transfer_jax.core.reduction import scaled_by_mass
 from transfer_jax.models.model import Model
 from transfer_jax.objectives.combining import Combination
+from transfer_jax.objectives.spec import AffinitySpec
 from transfer_jax.objectives.wiring import Term, call_term, labelled_mass
 from transfer_jax.params.optimizer_tree import apply_groups
 from transfer_jax.params.partition import Partition
 from transfer_jax.params.peft import PeftSpec, merged
+from transfer_jax.training.affinity import affinity_metrics
 from transfer_jax.training.averaging import average_targets, averaged_variables, moved_average
 from transfer_jax.training.choice import STEPS, apply_one
 from transfer_jax.training.forward import Passage, make_context, merge_statistics
@@ -53,6 +55,7 @@ class Update:
     gradients_of: str = "shared"
     skip_bad: bool = False
     lookahead: Mapping[str, str] = field(default_factory=dict)
+    affinity: AffinitySpec | None = None
     alternatives: tuple[Update, ...] = ()  # of which a step applies one, by `Program.plans`
 
     @property
@@ -259,6 +262,9 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
 
     before = Side(state.batch_stats, state.carried)
     grads, metrics, side = _gradients(program, update, losses, moving, held, before, batches, key)
+    if update.affinity is not None:
+        metrics |= affinity_metrics(update.affinity, update.combination, step, update.skip_bad,
+                                    functools.partial(losses, before, batches, key), moving)
     if program.clip_norm is not None:
         norm = optax.tree.norm(grads)
         metrics["gradient_norm"] = norm

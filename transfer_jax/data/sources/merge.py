@@ -11,6 +11,7 @@ from transfer_jax.core.spec import Component, build
 from transfer_jax.data.dataset import Concatenation, Dataset, Relabelled, keep_classes
 from transfer_jax.data.label_space import unite
 from transfer_jax.data.splits import take_split
+from transfer_jax.data.targets import TARGETS
 
 Classes = tuple[str | int, ...] | dict[str, str | None]
 
@@ -66,7 +67,7 @@ def _merged(parts: Sequence[_Part], chosen: list[Dataset], classes: str | Mappin
     if "mask" in partial and "label" in partial:
         raise UserError("some parts of the 'merge' have labels and others have masks, whose classes are not the same "
                         "thing; give each a stream and a task of its own, which one stage can train together")
-    naming = [number for number, found in enumerate(kinds) if found]
+    naming = [number for number, found in enumerate(kinds) if found & {"label", "mask"}]
     space = unite([(parts[number].name, chosen[number].class_names) for number in naming], classes,
                   [_renames(parts[number].classes) for number in naming], left_out, "the data set of kind 'merge'")
     for number, new in zip(naming, space.numbers, strict=True):
@@ -83,7 +84,7 @@ def _kinds_of_label(dataset: Dataset) -> frozenset[str]:
     """Which labels its examples have, told by the first."""
     if not len(dataset):
         return frozenset()
-    return frozenset({"label", "mask"} & set(dataset.load(0)))
+    return frozenset({"label", "mask", *TARGETS} & set(dataset.load(0)))
 
 
 def _open_part(part: dict[str, Any], where: str) -> _Part:

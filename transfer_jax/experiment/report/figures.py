@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from PIL import Image
 
+from transfer_jax.core.inputs import VOID
 from transfer_jax.experiment.report import statistics
 from transfer_jax.experiment.report.statistics import Summary
 from transfer_jax.experiment.report.style import (
@@ -351,7 +352,8 @@ def _draw_cloud(axes: Axes, cloud: Cloud, shown: list[int], markers: Mapping[str
 def thumbnail(image: np.ndarray, masks: Sequence[np.ndarray] = (), side: int = 112) -> bytes:
     """PNG of one image, uint8 [H, W, C] with 1 or 3 channels, enlarged in whole pixels to about `side`.
 
-    `masks`, uint8 [H, W] (true, predicted), are laid over copies of it to its right, one colour a class, 0 clear.
+    `masks`, uint8 [H, W] (true, predicted), are laid over copies of it to its right, one colour a class, 0 clear,
+    `VOID` black.
     """
     image = np.asarray(image, np.uint8)
     image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
@@ -366,6 +368,6 @@ def thumbnail(image: np.ndarray, masks: Sequence[np.ndarray] = (), side: int = 1
 
 def _overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     colors = np.array([[int(c[i:i + 2], 16) for i in (1, 3, 5)] for c in CLASS_COLORS], np.float64)
-    tint = colors[(mask.astype(int) - 1) % len(colors)]
+    tint = np.where((mask == VOID)[..., None], 0.0, colors[(mask.astype(int) - 1) % len(colors)])
     mixed = np.where((mask > 0)[..., None], 0.35 * image + 0.65 * tint, image)
     return mixed.round().astype(np.uint8)

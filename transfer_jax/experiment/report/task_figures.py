@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from transfer_jax.experiment.report import statistics
-from transfer_jax.experiment.report.figures import Curve, thin
+from transfer_jax.experiment.report.figures import WIDTH_OF_MATRIX, Curve, thin
 from transfer_jax.experiment.report.several_tasks import pareto_front
 from transfer_jax.experiment.report.statistics import Summary
 from transfer_jax.experiment.report.style import COLORS, INK, MUTED, look, new_figure, svg
@@ -66,4 +66,28 @@ def over_time(title: str, quantities: Mapping[str, Mapping[str, Curve]]) -> byte
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
         rows[-1].set_xlabel("step")
         rows[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        return svg(figure)
+
+
+def affinity_map(matrix: np.ndarray, names: Sequence[str]) -> bytes:
+    """What a step on each task (row) does for the loss of each (column), in percent; blue helps, red harms."""
+    size = len(matrix)
+    side = min(max(0.62 * size + 1.6, 3.2), WIDTH_OF_MATRIX)
+    others = np.abs(matrix[~np.eye(size, dtype=bool)])
+    limit = max(float(others.max()), 1e-12)  # a task's own gain is larger, and would leave the others pale
+    with look():
+        figure = new_figure(height=side * 0.92, width=side)
+        axes = figure.add_subplot()
+        image = axes.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
+        axes.grid(False)
+        short = [textwrap.shorten(name, 16, placeholder="…") for name in names]
+        axes.set_xticks(range(size), short, rotation=0 if size <= 4 else 90, fontsize=8)
+        axes.set_yticks(range(size), short, fontsize=8)
+        axes.set_xlabel("loss of")
+        axes.set_ylabel("step on")
+        for i, j in np.ndindex(size, size):
+            axes.text(j, i, f"{matrix[i, j]:.2g}", ha="center", va="center", fontsize=7.5,
+                      color="#fefefe" if abs(matrix[i, j]) > 0.6 * limit else "#101010")
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, label="fall of the loss, %")
+        bar.outline.set_visible(False)
         return svg(figure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transfer_jax.experiment.report import several_tasks, statistics, task_figures
+from transfer_jax.experiment.report import affinity, several_tasks, statistics, task_figures
 from transfer_jax.experiment.report.collect import Run
 from transfer_jax.experiment.report.document import Block, Picture, slug
 from transfer_jax.experiment.report.pivot import Layout
@@ -25,6 +25,8 @@ def several_task_blocks(runs: Sequence[Run], asked: Layout) -> list[Block]:
             caption = ("Means over seeds and their standard errors. Green, joined: no other method is better in one "
                        f"task and as good in the other. Dotted: {rows[0].name}.")
             blocks.append(Picture(f"trade_{slug(run.name)}", "svg", image, caption))
+        for stage in run.stages:
+            blocks += affinity.blocks(run, stage)
     logged = [(run, stage, found) for run in runs for stage in run.stages
               if (found := several_tasks.curves_of(run, stage))]
     for run, stage, found in logged[:several_tasks.MOST_STAGES]:
