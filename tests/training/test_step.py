@@ -16,8 +16,8 @@ STEPS = 20
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compilation():
-    """The compiler's own settings: bits are compared, of programs as users run them."""
+def compilation(compilation_for_bits):
+    """Bits are compared."""
 
 
 def by_hand(spec, optimizer, steps=STEPS, clip=None):
@@ -93,7 +93,7 @@ def test_accumulation_equals_the_big_batch(digits_file):
     np.testing.assert_allclose(parts.metrics["loss"], whole.metrics["loss"], atol=1e-5)
 
 
-def test_steps_per_dispatch_changes_no_bit(digits_file):
+def test_steps_per_dispatch_changes_no_bit(digits_file, own_compilation):
     spec = single(digits_file, {"optimizer": {"kind": "sgd"}}, {"log_every": 5})
     runs = [trained(spec, steps_per_dispatch=count) for count in (0, 1, 3, 64)]
     assert all(same_leaves(runs[0].after, other.after) for other in runs[1:])

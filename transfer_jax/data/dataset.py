@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from transfer_jax.core.errors import UserError, unknown
-from transfer_jax.core.inputs import VOID
+from transfer_jax.core.errors import UserError
 from transfer_jax.data.decoding import decode_image, decode_mask
 
 
@@ -201,58 +200,6 @@ class Concatenation(Dataset):
     def stamp(self, row: int) -> bytes:
         part, inner = self._place(row)
         return part.stamp(inner)
-
-
-class Relabelled(View):
-    """The rows of a data set whose class has a new number, which replaces the old one.
-
-    `numbers`, int [old classes], holds the new number of each class, -1 for one whose rows go. Rows whose label is not
-    known stay. In data with masks and no labels all rows stay, and pixels of a class that goes become `VOID`.
-    """
-
-    def __init__(self, parent: Dataset, numbers: np.ndarray, class_names: Sequence[str]):
-        self._numbers = np.append(np.asarray(numbers, np.int32), -1)  # the last serves the label -1
-        labels = parent.labels
-        kept = np.arange(len(parent)) if labels is None else \
-            np.flatnonzero((labels < 0) | (self._numbers[np.maximum(labels, -1)] >= 0))
-        super().__init__(parent, kept)
-        self.class_names = tuple(class_names)
-
-    @functools.cached_property
-    def labels(self) -> np.ndarray | None:
-        labels = self._parent.labels
-        return None if labels is None else self._numbers[labels[self._rows]]
-
-    def load(self, row: int) -> dict[str, Any]:
-        example = super().load(row)
-        if "label" in example:
-            return {**example, "label": int(self._numbers[example["label"]])}
-        if "mask" not in example:
-            return example
-        table = np.full(max(int(example["mask"].max(initial=0)) + 1, len(self._numbers) - 1), VOID, np.int32)
-        table[:len(self._numbers) - 1] = np.where(self._numbers[:-1] < 0, VOID, self._numbers[:-1])
-        return {**example, "mask": table[example["mask"]]}
-
-
-def keep_classes(dataset: Dataset, classes: Sequence[str | int], where: str) -> Dataset:
-    """`dataset` reduced to `classes` (names, or numbers of the full list), renumbered in this order; () keeps all."""
-    if not classes:
-        return dataset
-    if dataset.labels is None:
-        raise UserError(f"{where}: the data set has no labels, so classes={list(classes)} cannot be chosen; remove it")
-    numbers = []
-    for item in classes:
-        if isinstance(item, int) and 0 <= item < len(dataset.class_names):
-            numbers.append(item)
-        elif str(item) in dataset.class_names:
-            numbers.append(dataset.class_names.index(str(item)))
-        else:
-            raise unknown("class", str(item), dataset.class_names, where)
-    if len(set(numbers)) < len(numbers):
-        raise UserError(f"{where}: classes={list(classes)} names a class twice; name each once")
-    new = np.full(len(dataset.class_names), -1, np.int32)
-    new[numbers] = np.arange(len(numbers))
-    return Relabelled(dataset, new, [dataset.class_names[number] for number in numbers])
 
 
 def same_columns(parts: Sequence[Dataset]) -> dict[str, tuple[str, ...]]:

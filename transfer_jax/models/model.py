@@ -76,9 +76,8 @@ class Model:
         for name in inputs:
             module, image = self._backbone(name), _read(inputs[name], taps, name)
             image = jax.tree.map(_zeros, image)
-            variables = module.init(_part_keys(key, name), image, train=False)
-            shapes = jax.eval_shape(lambda v, x, module=module: module.apply(v, x, train=False), variables, image)
-            taps.update(_qualify(name, {tap: _zeros(shape) for tap, shape in shapes.items()}))
+            found, variables = module.init_with_output(_part_keys(key, name), image, train=False)  # one trace for both
+            taps.update(_qualify(name, {tap: _zeros(value) for tap, value in found.items()}))
             for collection, tree in trees.items():
                 if collection in variables:
                     tree[name] = variables[collection]

@@ -17,11 +17,14 @@ from transfer_jax.tasks.auto_encoding import AUTO_ENCODING
 from transfer_jax.tasks.binary import BINARY
 from transfer_jax.tasks.boundary_detection import BOUNDARY_DETECTION
 from transfer_jax.tasks.classification import CLASSIFICATION
+from transfer_jax.tasks.depth import DEPTH
 from transfer_jax.tasks.detection import DETECTION
 from transfer_jax.tasks.embedding import EMBEDDING
+from transfer_jax.tasks.keypoints import KEYPOINTS
 from transfer_jax.tasks.kind import TaskKind
 from transfer_jax.tasks.metric import Collected, Metric
 from transfer_jax.tasks.multi_label import MULTI_LABEL
+from transfer_jax.tasks.normals import NORMALS
 from transfer_jax.tasks.ordinal import ORDINAL
 from transfer_jax.tasks.regression import REGRESSION
 from transfer_jax.tasks.segmentation import SEGMENTATION
@@ -36,6 +39,9 @@ TASKS: dict[str, TaskKind] = {
     "ordinal": ORDINAL,
     "detection": DETECTION,
     "embedding": EMBEDDING,
+    "keypoints": KEYPOINTS,
+    "depth": DEPTH,
+    "normals": NORMALS,
     "auto_encoding": AUTO_ENCODING,
 }
 

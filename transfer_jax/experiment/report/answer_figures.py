@@ -6,7 +6,10 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from PIL import Image, ImageDraw
+
+from transfer_jax.experiment.report.style import CLASS_COLORS
 
 SIDE = 120  # pixels, about
 LINE = 12  # pixels of a line of text
@@ -41,6 +44,52 @@ def tags_picture(image: np.ndarray, true: np.ndarray, found: np.ndarray, names: 
 def images_picture(image: np.ndarray, true: np.ndarray, found: np.ndarray, names: Mapping[int, str]) -> bytes:
     """What the network saw, uint8 [H, W, C], and what it made of it."""
     return png(side_by_side([enlarged(true), enlarged(found)]))
+
+
+def points_picture(image: np.ndarray, true: np.ndarray, found: np.ndarray, names: Mapping[int, str]) -> bytes:
+    """Points on their image, one colour each: a ring where it is, a cross where the answer is, a line between them.
+
+    Args:
+      image: uint8 [H, W, C]. true: [K, 3], x, y, visibility; those of 0 are left out. found: [K, 3], x, y, share.
+    """
+    picture = Image.fromarray(enlarged(image, 2 * SIDE))
+    draw, size = ImageDraw.Draw(picture), np.array(picture.size)
+    for k in np.flatnonzero(true[:, 2] > 0):
+        color = CLASS_COLORS[int(k) % len(CLASS_COLORS)]
+        (x, y), (u, v) = true[k, :2] * size, found[k, :2] * size
+        draw.line((x, y, u, v), fill=color, width=1)
+        draw.ellipse((x - 5, y - 5, x + 5, y + 5), outline=color, width=2)
+        draw.line((u - 4, v - 4, u + 4, v + 4), fill=color, width=2)
+        draw.line((u - 4, v + 4, u + 4, v - 4), fill=color, width=2)
+        draw.text((min(x + 7, size[0] - 30), y - 6), names.get(int(k), str(k))[:5], fill=color)
+    return png(np.asarray(picture))
+
+
+def depths_picture(image: np.ndarray, true: np.ndarray, found: np.ndarray, names: Mapping[int, str]) -> bytes:
+    """The image, its depth and the answer in the same colours, bright is near; black is not known.
+
+    Args:
+      image: uint8 [H, W, C]. true, found: float [H, W].
+    """
+    known = true > 0
+    low, high = (true[known].min(), true[known].max()) if known.any() else (0.0, 1.0)
+    tiles = []
+    for depth, black in ((true, ~known), (found, np.zeros_like(known))):
+        share = np.clip((depth - low) / max(high - low, 1e-6), 0, 1)
+        colors = (colormaps["viridis_r"](share)[..., :3] * 255).astype(np.uint8)
+        tiles.append(np.where(black[..., None], np.uint8(0), colors))
+    return png(side_by_side([enlarged(tile) for tile in (image, *tiles)]))
+
+
+def normals_picture(image: np.ndarray, true: np.ndarray, found: np.ndarray, names: Mapping[int, str]) -> bytes:
+    """The image, its normals and the answer, x, y and z as red, green and blue from -1 to 1; black is not known.
+
+    Args:
+      image: uint8 [H, W, C]. true, found: float [H, W, 3].
+    """
+    tiles = [np.where(normals.any(-1, keepdims=True), np.rint((normals + 1) * 127.5), 0).clip(0, 255).astype(np.uint8)
+             for normals in (true, found)]
+    return png(side_by_side([enlarged(tile) for tile in (image, *tiles)]))
 
 
 def enlarged(image: np.ndarray, side: int = SIDE) -> np.ndarray:

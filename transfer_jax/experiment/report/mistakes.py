@@ -31,6 +31,10 @@ DRAWINGS = {
     "boxes": Drawing(boxes_picture, "objects, then answers with their score in percent"),
     "tags": Drawing(answer_figures.tags_picture, "classes by their probability in percent; a dot marks those that the "
                     "image shows, a dash those that nobody knows, red what is wrong"),
+    "points": Drawing(answer_figures.points_picture, "a ring where a point is, a cross where the answer is"),
+    "depths": Drawing(answer_figures.depths_picture, "image, depth, answer; bright is near, black not known"),
+    "normals": Drawing(answer_figures.normals_picture, "image, normals, answer; red, green and blue are x, y and z, "
+                       "black is not known"),
     "images": Drawing(answer_figures.images_picture, "image, then what the network makes of it"),
 }
 
