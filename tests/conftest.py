@@ -23,7 +23,8 @@ LONGEST = ("test_faults.py", "test_slurm.py", "test_launch_scripts.py", "test_pr
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--parity", action="store_true", help="compare live with torch, torchvision, timm, transformers")
-    parser.addoption("--all", action="store_true", help="every member of a family, not the smallest; bits of programs as users run them")
+    parser.addoption("--all", action="store_true",
+                     help="every member of a family, not the smallest; bits of programs as users run them")
     parser.addoption("--long", action="store_true", help="tests/faults: at least 200 random kills")
     parser.addoption("--counts", help="tests/faults: the JSON file of what was counted")
 

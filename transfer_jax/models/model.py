@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -37,10 +37,14 @@ class ModelSpec(Spec):
 
 
 class Inserted(Protocol):
-    """`around(new)`: a context in which a backbone runs with new leaves, given by the place where they are."""
+    """`around(new)`: a context in which a backbone runs with new leaves, given by the place where they are; `heads`:
+    those for which it does so in their own way."""
 
     @property
     def around(self) -> Callable[[Mapping[str, Mapping[str, jax.Array]]], AbstractContextManager]: ...
+
+    @property
+    def heads(self) -> tuple[str, ...]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +123,10 @@ class Model:
             if stats:
                 moved[name] = stats
         return taps, moved
+
+    def heads_apart(self, methods: Iterable[str]) -> frozenset[str]:
+        """The heads for which backbones run by themselves, with these methods of `inserts`."""
+        return frozenset(head for name in methods if name in self.inserts for head in self.inserts[name].heads)
 
     def moments(self, variables: Variables, inputs: Mapping[str, jax.Array]) -> dict[str, Any]:
         """Mean and variance of this batch at every BatchNorm of the backbones named in `inputs`, each normalising by

@@ -87,6 +87,7 @@ class Program:
     joint_forward: bool = False
     stored_norms: bool = False
     passages: Mapping[str, Passage] = field(default_factory=dict)  # of streams that differ from `Passage()`
+    shared: Mapping[str, str] = field(default_factory=dict)  # backbone -> tap before what heads have of their own
     carried: Callable[[], dict[str, Any]] = dict  # what terms and combinations carry at the start, by their names
     mixing: Callable[[Mapping[str, Any], jax.Array], Mapping[str, Any]] | None = None  # batch, key -> edits of taps
     weighted: tuple[str, ...] = ()  # streams whose examples have a weight in `Constants.statistics`
@@ -246,7 +247,7 @@ def _apply_update(program: Program, update: Update, active: frozenset[str], stat
             key=key, frozen_norms=frozen_norms, all_norms=program.norm_paths, joint=program.joint_forward,
             parameters={**state.trainable, **moving}, initial=constants.initial, statistics=constants.statistics,
             progress=step / program.total_steps, start=(then, constants.initial_stats), averaged=averaged,
-            carried=side.carried, mixing=program.mixing, edits=edits)
+            carried=side.carried, shared=program.shared, mixing=program.mixing, edits=edits)
         values, metrics, carried = [], {}, dict(side.carried)
         for term in update.terms:
             value, extra, kept = call_term(term, context)
