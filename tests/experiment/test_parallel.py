@@ -22,8 +22,8 @@ STAGES = (*GROUP, "on")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compilation():
-    """The compiler's own settings: bits are compared, of programs as users run them."""
+def compilation(compilation_for_bits):
+    """Bits are compared."""
 
 
 def experiment(data, **changes):
