@@ -142,7 +142,7 @@ class Evaluator:
         inputs = read_inputs(self.stream.spec.inputs, batch)
         domain = self.stream.spec.domain
         variables = {"params": params, "batch_stats": statistics_of(batch_stats, domain)}
-        with reading(domain or None):
+        with reading(domain or None, self.task.head):
             taps, _ = self.model.taps(variables, inputs)
         size = next(iter(inputs.values())).shape[1:3]
         outputs, _ = self.model.head(variables, self.task.head, taps, size)
@@ -161,9 +161,10 @@ class Evaluator:
             own = labelled["weight"] * (batch["domain"] == number - 1) if part else labelled["weight"]
             states[part] = {name: metric.update(metric.init(self.num_classes), outputs, {**labelled, "weight": own})
                             for name, metric in metrics.items() if not isinstance(metric, Collected)}
-        collected = {name: {**metric.rows(outputs, labelled), **of_part, "weight": labelled["weight"]}
-                     for name, metric in metrics.items() if isinstance(metric, Collected)}
         found = predict(self.task, outputs)
+        answered = {**labelled, "prediction": found["prediction"]}
+        collected = {name: {**metric.rows(outputs, answered), **of_part, "weight": labelled["weight"]}
+                     for name, metric in metrics.items() if isinstance(metric, Collected)}
         rows = {"prediction": found["prediction"], "label": labelled["label"], "index": batch["index"],
                 "weight": labelled["weight"]}
         if "confidence" in found:

@@ -24,8 +24,8 @@ class TaskKind:
       loss: the default term of the objective.
       metrics: names of the default metrics.
       outputs: class names -> number of outputs of the head.
-      predict: outputs of the head -> `prediction` and, of a kind that chooses among classes, `confidence` and
-        `probabilities`.
+      predict: outputs of the head, and options that a task may set as `limits` -> `prediction` and, of a kind that
+        chooses among classes, `confidence` and `probabilities`.
       has_classes: whether the task needs class names.
       terms: losses by name, as functions of `logits`, `labels`, `weights`; `objectives.TERMS` lists them with the rest.
       measures: metrics by name; `evaluation.METRICS` lists them with the rest.
@@ -41,7 +41,7 @@ class TaskKind:
     loss: Component
     metrics: tuple[str, ...]
     outputs: Callable[[ClassNames], int]
-    predict: Callable[[jax.Array], dict[str, jax.Array]]
+    predict: Callable[..., dict[str, jax.Array]]
     has_classes: bool = True
     terms: Mapping[str, Callable] = field(default_factory=dict)
     measures: Mapping[str, Metric | Collected] = field(default_factory=dict)
