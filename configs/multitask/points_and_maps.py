@@ -13,8 +13,8 @@ interval over 3 seeds; Δm: mean over the tasks of the change in percent against
     together, learned weights  0.401 ± 0.036  0.840 ± 0.056  0.079 ± 0.009  5.458 ± 1.681  15.462 ± 1.277  -8.4 ± 3.3
 
 One trunk for five tasks costs, most of all the normals, which are read off the finest maps; it has 117 thousand
-parameters where the five networks have five trunks. Mean AP is above the 0.30 of chance, and still low: 250 steps are few
-for it, and images are drawn blurred.
+parameters where the five networks have five trunks. Mean AP is above the 0.30 of chance, and still low: 250 steps are
+few for it, and images are drawn blurred.
 """
 
 from __future__ import annotations
