@@ -1,5 +1,6 @@
 """Fixtures of all tests: one cache folder for prepared data and compiled programs, shared by parallel workers."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transfer_jax.core.compilation import enable_compilation_cache
 
 # XLA:CPU's emitters of fusions take longer to compile than all the rest, whatever the level of optimisation.
 QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False}
+OWN_OPTIONS = compiler.get_compile_options
 LONGEST = ("test_faults.py", "test_slurm.py", "test_launch_scripts.py", "test_processes.py", "test_sharding.py",
            "test_configs.py", "test_parity.py", "test_resume.py", "test_advising.py", "test_step.py", "test_sweep.py",
            "test_caching.py", "test_tuning_stages.py")
@@ -21,7 +23,8 @@ LONGEST = ("test_faults.py", "test_slurm.py", "test_launch_scripts.py", "test_pr
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--parity", action="store_true", help="compare live with torch, torchvision, timm, transformers")
-    parser.addoption("--all", action="store_true", help="with --parity: every member of a family, not the smallest")
+    parser.addoption("--all", action="store_true",
+                     help="every member of a family, not the smallest; bits of programs as users run them")
     parser.addoption("--long", action="store_true", help="tests/faults: at least 200 random kills")
     parser.addoption("--counts", help="tests/faults: the JSON file of what was counted")
 
@@ -74,12 +77,9 @@ def torch():
     return pytest.importorskip("torch", reason="compares with PyTorch, which is not installed here")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation():
-    """A few small steps do not repay an optimising compiler: its passes would take most of the time.
-
-    Tests of layers and of bits that must be equal put a fixture of this name in its place: they run what users run.
-    """
+@contextlib.contextmanager
+def quick_compilation():
+    """Programs of this process and of those that it starts are compiled with as little optimisation as XLA can do."""
     options_of = compiler.get_compile_options
 
     def quick(*arguments, env_options_overrides=None, **named):
@@ -92,3 +92,35 @@ def compilation():
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation():
+    """A few small steps do not repay an optimising compiler: its passes would take most of the time.
+
+    Tests of layers put a fixture of this name in its place: they run what users run.
+    """
+    with quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def compilation_for_bits(request):
+    """Where bits are compared: with --all of programs as users run them, which take ten times as long to compile.
+
+    Without it only the tests that ask for `own_compilation` have those.
+    """
+    with contextlib.nullcontext() if request.config.getoption("--all") else quick_compilation():
+        yield
+
+
+@pytest.fixture
+def own_compilation(compilation, monkeypatch):
+    """The compiler's own settings, for one test."""
+    monkeypatch.setattr(compiler, "get_compile_options", OWN_OPTIONS)
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -2,18 +2,25 @@
 
     PYTHONPATH=. python configs/multitask/write_page.py RUNS
 
-RUNS holds one folder for each run of combinations.py, named combinations or combinations_...: the ways of all are shown
-together, also of runs that were broken off, as far as they came.
+RUNS holds one folder for each run of a config in `SECTIONS`, named like it (combinations, or combinations_...): the
+ways of all runs of one config are shown together, also of those that were broken off, as far as they came. Sections of
+configs without a run there stay as they are.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import io
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
 
 from transfer_jax import command_line
 from transfer_jax.core.errors import UserError
+from transfer_jax.experiment.report import figures
 from transfer_jax.experiment.report.collect import Run, read_run
 from transfer_jax.experiment.report.document import Picture
 from transfer_jax.experiment.report.measured_page import measured_sections, with_sections
@@ -23,8 +30,22 @@ from transfer_jax.experiment.report.task_section import several_task_blocks
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
-NAME = "combinations"
-DRAWN = ("MGDA", "FAMO")  # whose weights and gradients the page shows
+
+
+class Section(NamedTuple):
+    """How the page shows the runs of a config."""
+
+    title: str
+    drawn: tuple[str, ...] = ()  # ways whose weights and gradients it shows
+    examples: tuple[tuple[str, str], ...] = ()  # stage and stream of answers drawn beside the truth, worst first
+
+
+SECTIONS = {
+    "combinations": Section("Every combination on one benchmark", drawn=("MGDA", "FAMO")),
+    "camvid": Section("Classes and borders of road scenes", examples=(("pyramid_together", "classes_test"),
+                                                                      ("pyramid_together", "borders_test"))),
+}
+MOST_EXAMPLES = 3
 
 
 def joined(runs: list[Run]) -> Run:
@@ -35,16 +56,21 @@ def joined(runs: list[Run]) -> Run:
         results += [result for result in run.results if result.stage in new]
         metrics += [line for line in run.metrics if line["stage"] in new]
         stages |= new
-    return dataclasses.replace(runs[0], name=NAME, stages=stages, results=results, metrics=metrics)
+    return dataclasses.replace(runs[0], stages=stages, results=results, metrics=metrics)
 
 
-def section(run: Run) -> str:
-    """The docstring of the config, Delta_m of every way, the trade between the tasks, and how some ways went."""
-    text = ast.get_docstring(ast.parse((HERE / f"{NAME}.py").read_text())) or ""
+def section(name: str, run: Run) -> str:
+    """The docstring of the config, Delta_m of every way, the trade between the tasks, how some ways went, and some
+    answers."""
+    shown, run = SECTIONS[name], dataclasses.replace(run, name=name)
+    text = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())) or ""
     first, _, rest = text.partition("\n\n")
-    drawn = {stage: facts for stage, facts in run.stages.items() if run.title(stage) in DRAWN}
+    drawn = {stage: facts for stage, facts in run.stages.items() if run.title(stage) in shown.drawn}
     blocks = several_task_blocks([dataclasses.replace(run, stages=drawn)], layout([run]))
-    parts = ["### Every combination on one benchmark", " ".join(first.split()), rest]
+    blocks += [Picture(f"{name}_{stream}", "png", examples(run, stage, stream),
+                       f"{run.title(stage)}, first seed, of {stream}: image, truth, answer; worst first.")
+               for stage, stream in shown.examples]
+    parts = [f"### {shown.title}", " ".join(first.split()), rest]
     (DOCS / "figures").mkdir(exist_ok=True)
     for block in blocks:
         if isinstance(block, Table):
@@ -58,15 +84,30 @@ def section(run: Run) -> str:
     return "\n\n".join(filter(None, parts))
 
 
+def examples(run: Run, stage: str, stream: str) -> bytes:
+    """PNG of the worst examples of one result, one below the other."""
+    arrays = run.predictions(stage, stream)
+    if arrays is None or "masks_true" not in arrays:
+        raise UserError(f"{run.path} has no drawn answers of stage {stage!r} on {stream!r}; run it to its end")
+    rows = [np.asarray(Image.open(io.BytesIO(figures.thumbnail(image, [true, found]))))
+            for image, true, found in zip(arrays["thumbnails"][:MOST_EXAMPLES], arrays["masks_true"],
+                                          arrays["masks_predicted"], strict=False)]
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(rows)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
 def main(arguments: list[str]) -> int:
     """Raises UserError if the folder holds no run with results."""
     folder = Path(arguments[0]) if len(arguments) == 1 else Path()
-    found = [read_run(path) for path in sorted(folder.glob(f"{NAME}*")) if (path / "results.json").is_file()]
-    if not found:
-        raise UserError(f"{folder} holds no run ({NAME}); run configs/multitask/{NAME}.py first")
+    found = {name: [read_run(path) for path in sorted(folder.glob(f"{name}*")) if (path / "results.json").is_file()]
+             for name in SECTIONS}
+    if not any(found.values()):
+        raise UserError(f"{folder} holds no run ({', '.join(SECTIONS)}); run configs/multitask/combinations.py first")
+    new = {name: section(name, joined(runs)) for name, runs in found.items() if runs}
     page = DOCS / "multitask.md"
     text = page.read_text()
-    page.write_text(with_sections(text, {**measured_sections(text), NAME: section(joined(found))}))
+    page.write_text(with_sections(text, {**measured_sections(text), **new}))
     print(f"written: {page}")
     return 0
 

@@ -10,12 +10,13 @@ from PIL import Image
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component
-from transfer_jax.data import StreamSpec, open_source, open_stream
+from transfer_jax.data import Dataset, StreamSpec, open_source, open_stream
 from transfer_jax.data.augment import build_plan
 from transfer_jax.data.augment.boxes import cut
 from transfer_jax.data.boxes import prepare_boxes
 from transfer_jax.data.decoding import UnreadableImage
 from transfer_jax.data.preprocessing import prepare_image
+from transfer_jax.data.relabelling import keep_classes
 
 WHOLE = dict(image_size=None, resize=None, fit="stretch", channels=None, interpolation="nearest")
 
@@ -95,7 +96,7 @@ def test_boxes_follow_the_image_on_device_and_host(kind, arguments):
 
 def test_a_quarter_turn_turns_boxes():
     plan = build_plan((Component(kind="rotation", degrees=90.0),), "here")
-    turned = plan.moves[0](np.array([[0.1, 0.2, 0.3, 0.6, 1]], np.float32), lambda shape: 1.0, (10, 10), np)
+    turned = plan.following[0].boxes(np.array([[0.1, 0.2, 0.3, 0.6, 1]], np.float32), lambda shape: 1.0, (10, 10), np)
     np.testing.assert_allclose(turned[0], [0.4, 0.1, 0.8, 0.3, 1], atol=1e-6)
 
 
@@ -142,3 +143,48 @@ def test_coco_faults_are_one_sentence(coco, tmp_path):
         open_source(Component(**coco))
     with pytest.raises(UserError, match="no folder for it"):
         open_source(Component(**{**coco, "images": {}}))
+
+
+def test_chosen_classes_of_boxes_are_numbered_anew(coco):
+    data = open_source(Component(**coco))["train"]
+    for classes, labels in ((("dog",), [[0], [], []]), (("dog", "cat"), [[0], [], []]), ((0,), [[], [], []])):
+        stream = open_stream("pictures", StreamSpec(data=coco, batch_size=2, boxes=2, classes=classes), (0,))
+        assert stream.box_class_names == (("cat",) if classes == (0,) else classes) and stream.size == 3
+        found = stream.tables["boxes"]
+        assert [row[row[:, 4] >= 0, 4].tolist() for row in found] == labels
+    data._box_labels[0] = np.array([7])  # no class at all: whoever reads it on is told so
+    assert keep_classes(data, ["cat"], "here").load(0)["box_labels"].tolist() == [7]
+    with pytest.raises(UserError, match="unknown class 'cow' in here"):
+        keep_classes(data, ["cow"], "here")
+
+
+def test_masks_and_boxes_are_each_reduced_to_the_classes_that_they_have():
+    class Scene(Dataset):
+        class_names, box_class_names = ("road", "cat", "dog"), ("dog", "cat")
+
+        def __len__(self):
+            return 1
+
+        def load(self, row):
+            return {"image": np.zeros((1, 3, 3), np.uint8), "mask": np.array([[0, 1, 2]], np.int32),
+                    "boxes": np.zeros((2, 4), np.float32) + [[0], [0.5]], "box_labels": np.array([0, 1])}
+
+    both = keep_classes(Scene(), ["cat", "road"], "here")
+    example = both.load(0)
+    assert both.class_names == ("cat", "road") and both.box_class_names == ("cat",)
+    assert example["mask"].tolist() == [[1, 0, 255]] and example["box_labels"].tolist() == [0]
+    assert example["boxes"].tolist() == [[0.5] * 4]
+    road = keep_classes(Scene(), ["road"], "here")
+    assert road.box_class_names == ("dog", "cat") and road.load(0)["box_labels"].tolist() == [0, 1]
+
+
+def test_merged_data_unite_the_classes_of_boxes(coco, tmp_path):
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["categories"] = [dict(id=9, name="dog"), dict(id=3, name="bird")]
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    other = {**coco, "annotations": {"train": str(tmp_path / "b.json")}}
+    data = open_source(Component(kind="merge", parts=(coco, other), classes="union"))["train"]
+    assert data.box_class_names == ("cat", "dog", "bird")
+    assert [data.load(row)["box_labels"].tolist() for row in (0, 3)] == [[1], [1]]
+    with pytest.raises(UserError, match="they have different classes"):
+        open_source(Component(kind="merge", parts=(coco, other)))

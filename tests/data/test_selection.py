@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.data.dataset import ArrayDataset, keep_classes
+from transfer_jax.data.dataset import ArrayDataset
+from transfer_jax.data.relabelling import keep_classes
 from transfer_jax.data.selection import select
 from transfer_jax.data.splits import slice_bounds, take_split
 

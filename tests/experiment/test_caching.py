@@ -13,7 +13,8 @@ from transfer_jax.core.paths import unflatten
 from transfer_jax.core.spec import Component, build
 from transfer_jax.data.cached import CachedStream
 from transfer_jax.experiment.assembly import Assembly
-from transfer_jax.experiment.caching import find_cut, freeze_point, moving_parts, with_features
+from transfer_jax.experiment.caching import find_cut, with_features
+from transfer_jax.experiment.entering import freeze_point, moving_parts
 from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import fresh_variables, prepare

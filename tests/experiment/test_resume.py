@@ -26,8 +26,8 @@ STAGES = ("pretrain", "finetune")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compilation():
-    """The compiler's own settings: bits are compared, of programs as users run them."""
+def compilation(compilation_for_bits):
+    """Bits are compared."""
 
 
 def without_head(values):

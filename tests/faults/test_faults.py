@@ -32,8 +32,8 @@ DEFAULT_KILLS = 10
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compilation():
-    """The compiler's own settings: bits are compared, of programs as users run them."""
+def compilation(compilation_for_bits):
+    """Bits are compared."""
 
 
 @pytest.fixture(scope="module")

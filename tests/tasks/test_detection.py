@@ -8,7 +8,7 @@ import pytest
 from transfer_jax.core.errors import UserError
 from transfer_jax.models import HEADS
 from transfer_jax.models.detection_head import level_geometry
-from transfer_jax.tasks import TASKS, TaskSpec, head_outputs
+from transfer_jax.tasks import TASKS, TaskSpec, head_outputs, predict
 from transfer_jax.tasks.average_precision import average_precision
 from transfer_jax.tasks.boxes import generalised_iou, iou, pairwise_iou, suppress
 from transfer_jax.tasks.detection import (
@@ -228,6 +228,23 @@ def test_answers_are_the_objects_best_first():
     assert scores["mean_average_precision"] == pytest.approx(1)
 
 
+def test_a_task_sets_the_limits_of_its_answers():
+    labels = jnp.array([[0.1, 0.1, 0.4, 0.5, 1], [0.5, 0.4, 1.0, 0.9, 0], NONE], jnp.float32)
+    outputs = with_truth(labels)[None]
+
+    def found(**limits):
+        return predict(TaskSpec(kind="detection", head="boxes", limits=limits), outputs)["prediction"][0]
+
+    whole = found()
+    np.testing.assert_array_equal(found(most=1), whole[:1])
+    assert not (found(least_score=1.0)[:, 4] >= 0).any() and (found(candidates=1)[:, 4] >= 0).sum() == 1
+    assert (found(overlap=1.0)[:, 4] >= 0).sum() > (whole[:, 4] >= 0).sum() == 2  # nothing is suppressed
+    with pytest.raises(UserError, match="most=0"):
+        found(most=0)
+    with pytest.raises(UserError, match="unknown argument 'mots' in 'limits' of a detection task.*'most'"):
+        found(mots=3)
+
+
 def average_precision_by_definition(found, true, threshold):
     """One class: mean over 101 recalls of the best precision at that recall or a higher one."""
     rows = sorted(((row[5], image, row[:4]) for image, rows in enumerate(found) for row in rows if row[4] >= 0),
@@ -267,7 +284,8 @@ def test_average_precision_without_answers_and_without_objects():
 def test_the_metric_forgets_padding_and_the_order_of_batches():
     measure = TASKS["detection"].measures["mean_average_precision"]
     labels = jnp.array([[0.1, 0.1, 0.4, 0.5, 1], NONE], jnp.float32)
-    kept = measure.rows(with_truth(labels)[None], {"label": labels[None], "weight": jnp.ones(1)})
+    outputs = with_truth(labels)[None]
+    kept = measure.rows(outputs, {"label": labels[None], "weight": jnp.ones(1), **predict_boxes(outputs)})
     assert measure.compute(jax.tree.map(np.asarray, kept))["average_precision_50"] == pytest.approx(1)
 
 

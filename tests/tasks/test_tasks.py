@@ -7,7 +7,7 @@ from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import bind, build
 from transfer_jax.evaluation import METRICS
 from transfer_jax.objectives import TERMS
-from transfer_jax.tasks import TASKS, TaskSpec, head_outputs, metric_batch, predict
+from transfer_jax.tasks import TASKS, TaskSpec, example_error, head_outputs, metric_batch, predict
 
 LOGITS = np.array([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]], np.float32)
 
@@ -87,3 +87,13 @@ def test_metric_batch_takes_the_labels_of_the_task():
     assert view["label"] is batch["mask"] and set(view) == {"label", "weight"}
     with pytest.raises(UserError, match="needs the labels 'mask'"):
         metric_batch(task(kind="segmentation"), {"image": batch["image"]})
+
+
+def test_the_error_of_an_example_leaves_out_what_has_no_class():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(2, 3, 4, 5)).astype(np.float32), rng.integers(0, 5, (2, 3, 4))
+    labels[0, 1:], labels[1] = 255, -1
+    spec = task(kind="segmentation")
+    own = np.take_along_axis(logits[0, :1], labels[0, :1, :, None], -1)[..., 0]
+    expected = np.mean(np.log(np.exp(logits[0, :1]).sum(-1)) - own)
+    np.testing.assert_allclose(example_error(spec, logits, labels), [expected, 0], rtol=1e-5)

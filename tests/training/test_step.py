@@ -10,14 +10,14 @@ from tiny_experiment import same_leaves, single, start, trained
 from transfer_jax.core.paths import unflatten
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.training import step
-from transfer_jax.training.step import compile_chunk
+from transfer_jax.training.chunk import compile_chunk
 
 STEPS = 20
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compilation():
-    """The compiler's own settings: bits are compared, of programs as users run them."""
+def compilation(compilation_for_bits):
+    """Bits are compared."""
 
 
 def by_hand(spec, optimizer, steps=STEPS, clip=None):
@@ -93,7 +93,7 @@ def test_accumulation_equals_the_big_batch(digits_file):
     np.testing.assert_allclose(parts.metrics["loss"], whole.metrics["loss"], atol=1e-5)
 
 
-def test_steps_per_dispatch_changes_no_bit(digits_file):
+def test_steps_per_dispatch_changes_no_bit(digits_file, own_compilation):
     spec = single(digits_file, {"optimizer": {"kind": "sgd"}}, {"log_every": 5})
     runs = [trained(spec, steps_per_dispatch=count) for count in (0, 1, 3, 64)]
     assert all(same_leaves(runs[0].after, other.after) for other in runs[1:])
@@ -117,10 +117,10 @@ def test_the_average_follows_its_formula(digits_file, warmup):
     decay = 0.5
     spec = single(digits_file, {"ema": {"decay": decay, "warmup": warmup}, "steps": 6})
     ready, state, constants, feeds, seeds, names = start(spec)
-    chunk = compile_chunk(ready.program, 1, frozenset({"all"}))
+    chunk = compile_chunk([(ready.program, frozenset({"all"}))], 1)
     expected = {path: np.asarray(leaf) for path, leaf in state.trainable.items()}
     for number in range(6):
-        state = chunk(state, constants, feeds, seeds, jnp.int32(number), jnp.int32(1))
+        state, = chunk((state,), (constants,), (feeds,), (seeds,), np.int32([number]), np.int32([1]))
         rate = min(decay, (1 + number) / (10 + number)) if warmup else decay
         expected = {path: rate * old + (1 - rate) * np.asarray(state.trainable[path]) for path, old in expected.items()}
     for path, leaf in expected.items():

@@ -17,6 +17,7 @@ from transfer_jax.data.sources.merge import merge_source
 from transfer_jax.data.sources.receipts import sroie_source
 from transfer_jax.data.sources.standard import idx_source, mnistm_source, usps_source
 from transfer_jax.data.sources.tfds import tfds_source
+from transfer_jax.data.sources.voc import voc_source
 from transfer_jax.data.spec import StreamSpec
 from transfer_jax.data.stream import Stream
 
@@ -34,6 +35,7 @@ SOURCES = {
     "sroie": sroie_source,
     "coco": coco_source,
     "camvid": camvid_source,
+    "voc": voc_source,
     "merge": merge_source,
 }
 

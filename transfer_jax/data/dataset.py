@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from transfer_jax.core.errors import UserError, unknown
-from transfer_jax.core.inputs import VOID
+from transfer_jax.core.errors import UserError
 from transfer_jax.data.decoding import decode_image, decode_mask
 
 
@@ -21,7 +21,7 @@ class Dataset:
     Attributes: `class_names`, the classes of `labels` in the order of their numbers (for data with masks and no
     labels: the classes of the mask); `box_class_names`, those of boxes; `labels`, int32 [n] read without decoding an
     image (-1: not known), or None; `domains`, int32 [n] or None, and `domain_names` (merged data only); `partial`, the
-    kinds of label that some of its examples lack.
+    kinds of label that some of its examples lack; `columns`, of a kind of `TARGETS` the names of its columns.
     """
 
     class_names: tuple[str, ...] = ()
@@ -29,6 +29,7 @@ class Dataset:
     labels: np.ndarray | None = None
     domains: np.ndarray | None = None
     domain_names: tuple[str, ...] = ()
+    columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     @functools.cached_property
     def partial(self) -> frozenset[str]:
@@ -39,7 +40,7 @@ class Dataset:
 
     def load(self, row: int) -> dict[str, Any]:
         """`image` uint8 [H,W,C] and, where the data has them, `label` int (-1: not known), `mask` int32 [H,W], `boxes`
-        float32 [k,4] (ymin, xmin, ymax, xmax in units of the image) with `box_labels` int32 [k].
+        float32 [k,4] (ymin, xmin, ymax, xmax in units of the image) with `box_labels` int32 [k], and any of `TARGETS`.
 
         Raises UnreadableImage, naming the example, when it cannot be decoded.
         """
@@ -56,12 +57,16 @@ class Dataset:
 
 
 class ArrayDataset(Dataset):
-    """Examples held in memory: images uint8 [n,H,W] or [n,H,W,C], labels integer [n], masks integer [n,H,W]."""
+    """Examples held in memory: images uint8 [n,H,W] or [n,H,W,C], labels integer [n], masks integer [n,H,W], and
+    `targets`, arrays [n, ...] by their kind."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str] | None = None,
-                 masks: np.ndarray | None = None, origin: str = "array"):
+                 masks: np.ndarray | None = None, origin: str = "array",
+                 targets: Mapping[str, np.ndarray] | None = None,
+                 columns: Mapping[str, tuple[str, ...]] | None = None):
         self._images = images[..., None] if images.ndim == 3 else images
         self._masks = masks
+        self._targets, self.columns = dict(targets or {}), dict(columns or {})
         self._origin = origin
         self.labels = None if labels is None else np.asarray(labels).astype(np.int32)
         numbered = self.labels if self.labels is not None else masks
@@ -78,7 +83,7 @@ class ArrayDataset(Dataset):
             example["label"] = int(self.labels[row])
         if self._masks is not None:
             example["mask"] = self._masks[row].astype(np.int32)
-        return example
+        return example | {kind: values[row] for kind, values in self._targets.items()}
 
     def name_of(self, row: int) -> str:
         return f"{self._origin}, row {row}"
@@ -120,7 +125,7 @@ class View(Dataset):
     def __init__(self, parent: Dataset, rows: np.ndarray):
         self._parent, self._rows = parent, np.asarray(rows, np.int64)
         self.class_names, self.domain_names = parent.class_names, parent.domain_names
-        self.box_class_names = parent.box_class_names
+        self.box_class_names, self.columns = parent.box_class_names, parent.columns
         self.partial = parent.partial
 
     def __len__(self) -> int:
@@ -161,6 +166,7 @@ class Concatenation(Dataset):
         boxed = {part.box_class_names for part in parts}
         self.box_class_names = boxed.pop() if len(boxed) == 1 else ()
         self.partial = frozenset(partial).union(*(part.partial for part in parts))
+        self.columns = same_columns(parts)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -196,56 +202,15 @@ class Concatenation(Dataset):
         return part.stamp(inner)
 
 
-class Relabelled(View):
-    """The rows of a data set whose class has a new number, which replaces the old one.
-
-    `numbers`, int [old classes], holds the new number of each class, -1 for one whose rows go. Rows whose label is not
-    known stay. In data with masks and no labels all rows stay, and pixels of a class that goes become `VOID`.
-    """
-
-    def __init__(self, parent: Dataset, numbers: np.ndarray, class_names: Sequence[str]):
-        self._numbers = np.append(np.asarray(numbers, np.int32), -1)  # the last serves the label -1
-        labels = parent.labels
-        kept = np.arange(len(parent)) if labels is None else \
-            np.flatnonzero((labels < 0) | (self._numbers[np.maximum(labels, -1)] >= 0))
-        super().__init__(parent, kept)
-        self.class_names = tuple(class_names)
-
-    @functools.cached_property
-    def labels(self) -> np.ndarray | None:
-        labels = self._parent.labels
-        return None if labels is None else self._numbers[labels[self._rows]]
-
-    def load(self, row: int) -> dict[str, Any]:
-        example = super().load(row)
-        if "label" in example:
-            return {**example, "label": int(self._numbers[example["label"]])}
-        if "mask" not in example:
-            return example
-        table = np.full(max(int(example["mask"].max(initial=0)) + 1, len(self._numbers) - 1), VOID, np.int32)
-        table[:len(self._numbers) - 1] = np.where(self._numbers[:-1] < 0, VOID, self._numbers[:-1])
-        return {**example, "mask": table[example["mask"]]}
-
-
-def keep_classes(dataset: Dataset, classes: Sequence[str | int], where: str) -> Dataset:
-    """`dataset` reduced to `classes` (names, or numbers of the full list), renumbered in this order; () keeps all."""
-    if not classes:
-        return dataset
-    if dataset.labels is None:
-        raise UserError(f"{where}: the data set has no labels, so classes={list(classes)} cannot be chosen; remove it")
-    numbers = []
-    for item in classes:
-        if isinstance(item, int) and 0 <= item < len(dataset.class_names):
-            numbers.append(item)
-        elif str(item) in dataset.class_names:
-            numbers.append(dataset.class_names.index(str(item)))
-        else:
-            raise unknown("class", str(item), dataset.class_names, where)
-    if len(set(numbers)) < len(numbers):
-        raise UserError(f"{where}: classes={list(classes)} names a class twice; name each once")
-    new = np.full(len(dataset.class_names), -1, np.int32)
-    new[numbers] = np.arange(len(numbers))
-    return Relabelled(dataset, new, [dataset.class_names[number] for number in numbers])
+def same_columns(parts: Sequence[Dataset]) -> dict[str, tuple[str, ...]]:
+    """The common names of columns of `parts`, kind by kind; different ones are an error."""
+    found: dict[str, tuple[str, ...]] = {}
+    for number, part in enumerate(parts):
+        for kind, names in part.columns.items():
+            if found.setdefault(kind, tuple(names)) != tuple(names):
+                raise UserError(f"the data sets that are joined name the columns of {kind!r} differently, data set "
+                                f"{number}: {', '.join(names)}, others: {', '.join(found[kind])}; make them alike")
+    return found
 
 
 def same_classes(parts: Sequence[Dataset]) -> tuple[str, ...]:

@@ -75,6 +75,16 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int], fit: str = "stretch",
     return np.asarray(_resized(picture, size, Image.Resampling.NEAREST, fit, first)).astype(np.int32)
 
 
+def resize_map(values: np.ndarray, description: Mapping[str, Any]) -> np.ndarray:
+    """float32 [H,W] or [H,W,C] -> the value of the nearest pixel, on the window and size that `prepare_image` gives."""
+    size, fit, first = description["image_size"], description["fit"], description.get("resize")
+    if size is None or (values.shape[:2] == tuple(size) and first is None):
+        return values
+    channels = [np.asarray(_resized(Image.fromarray(one), tuple(size), Image.Resampling.NEAREST, fit, first))
+                for one in np.moveaxis(np.atleast_3d(values), -1, 0)]
+    return channels[0] if values.ndim == 2 else np.stack(channels, -1)
+
+
 def _resized(picture: Image.Image, size: tuple[int, int], resampling: Image.Resampling, fit: str,
              first: Resize) -> Image.Image:
     width, height = picture.size

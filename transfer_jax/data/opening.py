@@ -11,12 +11,13 @@ import pydantic
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.spec import Component, check_arguments, lookup
 from transfer_jax.data import augment, class_batches
-from transfer_jax.data.dataset import Dataset, keep_classes
+from transfer_jax.data.dataset import Dataset
 from transfer_jax.data.decoding import UnreadableImage
 from transfer_jax.data.device import DeviceStream, read_missing, stack
 from transfer_jax.data.host import HostStream
 from transfer_jax.data.mixing import mixture
 from transfer_jax.data.preprocessing import check_channels, preprocessing
+from transfer_jax.data.relabelling import keep_classes
 from transfer_jax.data.selection import select
 from transfer_jax.data.spec import StreamSpec
 from transfer_jax.data.splits import take_split
@@ -44,7 +45,8 @@ def make_stream(splits: Mapping[str, Dataset], name: str, spec: StreamSpec, seed
     """The stream `name` over already opened splits. Raises UserError for all that is wrong with the data."""
     where = f"stream {name!r}"
     dataset = keep_classes(take_split(splits, spec.split, where), spec.classes or (), where)
-    plan = augment.build_plan(spec.augment, where)
+    points = dataset.columns.get("keypoints", ()) if "keypoints" in spec.targets and spec.labelled else ()
+    plan = augment.build_plan(spec.augment, where, points)
     ledger: dict[str, str] = {}
     indices = _choose(dataset, spec, seeds, frozenset(), where)
     if spec.mix is not None:

@@ -23,11 +23,12 @@ class StreamSpec(Spec):
     with `resize` the centre of the image that was resized to that first, one number for its shorter side, two for
     height and width, as ImageNet's recipes do; with `fit='cover'` the aspect ratio is kept with two as well, and the
     image just covers them), given `channels`, augmented as values in [0, 1], and normalised by (x - mean) / std. With
-    `labelled=False` neither labels nor masks reach a batch.
+    `labelled=False` no label of any kind reaches a batch.
 
     `mix` says how often the parts of a data set of kind 'merge' come in training, instead of as often as they have
     examples: see `mixing.py`. `classes_per_batch`: every batch holds so many classes, with equally many examples of
     each (of labelled data). `boxes`: how many boxes of an image have room in a batch; None: boxes stay away.
+    `targets`: labels of other kinds that a batch shows, see `targets.py`.
 
     `follows` names another stream over the same examples: then both draw the same ones in every batch, each with its
     own augmentation, two views of them.
@@ -47,6 +48,7 @@ class StreamSpec(Spec):
     follows: str | None = None
     mix: Component | None = None
     labelled: bool = True
+    targets: tuple[Literal["labels", "target", "keypoints", "depth", "normals"], ...] = ()
     boxes: int | None = pydantic.Field(None, ge=1)
     batch_size: int = pydantic.Field(ge=1)
     classes_per_batch: int | None = pydantic.Field(None, ge=1)

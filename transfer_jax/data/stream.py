@@ -24,6 +24,7 @@ from transfer_jax.data.decoding import UnreadableImage
 from transfer_jax.data.mixing import mixture
 from transfer_jax.data.preprocessing import normalise, prepare_image, prepare_mask, preprocessing
 from transfer_jax.data.spec import StreamSpec
+from transfer_jax.data.targets import TARGETS, prepare_target, unknown_target
 
 Batch = dict[str, Any]
 KNOWN = "known/"  # how the batch entries begin that say which examples have a label
@@ -59,6 +60,21 @@ class Stream:
     def box_class_names(self) -> tuple[str, ...]:
         """Classes of the boxes; none where the stream shows no boxes."""
         return self.dataset.box_class_names if self.spec.boxes else ()
+
+    @property
+    def tag_names(self) -> tuple[str, ...]:
+        """The classes of which an image may show several; none where the stream shows no such labels."""
+        return self.dataset.columns.get("labels", ()) if "labels" in self.spec.targets else ()
+
+    @property
+    def keypoint_names(self) -> tuple[str, ...]:
+        return self.dataset.columns.get("keypoints", ()) if "keypoints" in self.spec.targets else ()
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """A name for every channel of the images."""
+        channels = self.example_shapes["image"][0][-1]
+        return {1: ("grey",), 3: ("red", "green", "blue")}.get(channels, tuple(map(str, range(channels))))
 
     @property
     def description(self) -> dict[str, Any]:
@@ -170,7 +186,8 @@ class Stream:
 
 def read_example(dataset: Dataset, row: int, spec: StreamSpec, native_size: bool = False) -> dict[str, np.ndarray]:
     """One example ready to be batched: `image` uint8 [H,W,C], `index` int32, and what the stream may show of `label`
-    int32, `mask` int32 [H,W], `domain` int32. `native_size` leaves the size to an augmentation that crops.
+    int32, `mask` int32 [H,W], `domain` int32, `boxes` and the kinds of `TARGETS`. `native_size` leaves the size to an
+    augmentation that crops.
 
     Where the data set is `partial` in a kind of label, every example also says whether its own is known, `known/<kind>`
     float32 1 or 0; one that is not known is 0.
@@ -192,9 +209,19 @@ def read_example(dataset: Dataset, row: int, spec: StreamSpec, native_size: bool
         example.setdefault(key, np.asarray(loaded.get(key)))
     if spec.labelled and spec.boxes:
         example["boxes"] = _boxes_of(loaded, dataset, row, spec, description)
-    for kind in sorted(dataset.partial) if spec.labelled else ():
+    for kind in spec.targets if spec.labelled else ():
+        columns = len(dataset.columns.get(kind, ()))
+        if kind in loaded:
+            example[kind] = prepare_target(kind, loaded[kind], loaded["image"].shape[:2], description, columns,
+                                           dataset.name_of(row))
+        elif kind not in dataset.partial:
+            raise UserError(f"the stream asks for targets={spec.targets}, but {dataset.name_of(row)} has no {kind!r}; "
+                            f"it has {', '.join(name for name in loaded if name in TARGETS) or 'none of this sort'}")
+    for kind in sorted(dataset.partial - (TARGETS.keys() - set(spec.targets))) if spec.labelled else ():
         known = kind in example and (kind != "label" or example[kind] >= 0)
-        if not known:
+        if not known and kind in TARGETS:
+            example[kind] = unknown_target(kind, example["image"].shape[:2], len(dataset.columns.get(kind, ())))
+        elif not known:
             example[kind] = np.zeros(example["image"].shape[:2] if kind == "mask" else (), np.int32)
         example[KNOWN + kind] = np.asarray(known, np.float32)
     if dataset.domains is not None:

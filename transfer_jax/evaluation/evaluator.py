@@ -19,7 +19,7 @@ from transfer_jax.core.mesh import fetch, own_slots, place_batch, shard_batch
 from transfer_jax.evaluation import METRICS
 from transfer_jax.models.domains import reading, statistics_of
 from transfer_jax.models.model import Model
-from transfer_jax.tasks import TaskSpec, example_error, metric_batch, predict
+from transfer_jax.tasks import TASKS, TaskSpec, example_error, metric_batch, predict
 from transfer_jax.tasks.binary import two_logits
 from transfer_jax.tasks.metric import Collected, accumulate
 
@@ -33,13 +33,15 @@ class Scores:
     Attributes:
       metrics: name -> float64 [S], one value per seed.
       arrays: results that are not scalars (`confusion_matrix`, `per_class_accuracy` ...) -> one array per seed.
-      examples: of the first seed, per example: `prediction`, `confidence`, `label`, `index`, `loss`, `features`; only
-        where they were asked for.
+      examples: of the first seed, per example: `prediction`, `confidence`, `label`, `index`, `loss`, `features`, and
+        `probabilities` where each part of the prediction has one; only where they were asked for.
+      answers: what the predictions are, see `TaskKind`.
     """
 
     metrics: dict[str, np.ndarray]
     arrays: dict[str, list[np.ndarray]] = field(default_factory=dict)
     examples: dict[str, np.ndarray] = field(default_factory=dict)
+    answers: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Evaluator:
             if examples:
                 kept.append(fetch(jax.tree.map(lambda leaf: leaf[0], rows)))
         return _scores([self._computed(totals[seed], [member(part, seed) for part in parts])
-                        for seed in range(self.members)], _joined(kept))
+                        for seed in range(self.members)], _joined(kept), TASKS[self.task.kind].answers)
 
     def _computed(self, total: Mapping[str, Any], parts: list[dict[str, dict[str, np.ndarray]]]) -> dict[str, Any]:
         """The results of one seed: of its summed states and of the rows that it collected. Of the parts of merged data
@@ -140,7 +142,7 @@ class Evaluator:
         inputs = read_inputs(self.stream.spec.inputs, batch)
         domain = self.stream.spec.domain
         variables = {"params": params, "batch_stats": statistics_of(batch_stats, domain)}
-        with reading(domain or None):
+        with reading(domain or None, self.task.head):
             taps, _ = self.model.taps(variables, inputs)
         size = next(iter(inputs.values())).shape[1:3]
         outputs, _ = self.model.head(variables, self.task.head, taps, size)
@@ -150,6 +152,8 @@ class Evaluator:
         """(summed states by metric, collected rows by metric, what is kept of the examples)."""
         batch, taps, outputs = self._answers(params, batch_stats, feed, number)
         labelled = metric_batch(self.task, batch)
+        if self.task.label == "image":  # metrics of images are in units of their pixels, not of the network's input
+            labelled["std"] = jnp.asarray(self.stream.spec.std, jnp.float32)
         metrics = {name: METRICS[name] for name in self.task.metrics}
         of_part = {PART: batch["domain"]} if self._parts else {}
         states: dict[str, Any] = {}
@@ -157,13 +161,16 @@ class Evaluator:
             own = labelled["weight"] * (batch["domain"] == number - 1) if part else labelled["weight"]
             states[part] = {name: metric.update(metric.init(self.num_classes), outputs, {**labelled, "weight": own})
                             for name, metric in metrics.items() if not isinstance(metric, Collected)}
-        collected = {name: {**metric.rows(outputs, labelled), **of_part, "weight": labelled["weight"]}
-                     for name, metric in metrics.items() if isinstance(metric, Collected)}
         found = predict(self.task, outputs)
+        answered = {**labelled, "prediction": found["prediction"]}
+        collected = {name: {**metric.rows(outputs, answered), **of_part, "weight": labelled["weight"]}
+                     for name, metric in metrics.items() if isinstance(metric, Collected)}
         rows = {"prediction": found["prediction"], "label": labelled["label"], "index": batch["index"],
                 "weight": labelled["weight"]}
         if "confidence" in found:
             rows["confidence"] = found["confidence"]
+        elif "probabilities" in found:
+            rows["probabilities"] = found["probabilities"]
         error = example_error(self.task, outputs, labelled["label"])
         if error is not None:
             rows["loss"] = error
@@ -185,7 +192,7 @@ class Evaluator:
         return features.mean(tuple(range(1, features.ndim - 1)))
 
 
-def _scores(results: list[dict[str, Any]], examples: dict[str, np.ndarray]) -> Scores:
+def _scores(results: list[dict[str, Any]], examples: dict[str, np.ndarray], answers: str) -> Scores:
     metrics, arrays = {}, {}
     for name in results[0]:
         values = [np.asarray(result[name]) for result in results]
@@ -193,7 +200,7 @@ def _scores(results: list[dict[str, Any]], examples: dict[str, np.ndarray]) -> S
             metrics[name] = np.asarray(values, np.float64)
         else:
             arrays[name] = values
-    return Scores(metrics, arrays, examples)
+    return Scores(metrics, arrays, examples, answers)
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ from transfer_jax.core.spec import Component, lookup
 from transfer_jax.data import open_stream
 from transfer_jax.evaluation import METRICS
 from transfer_jax.evaluation.validators import usable
+from transfer_jax.experiment.parallel import check_parallel
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec, ValidationSpec
 from transfer_jax.experiment.staying import all_methods
 from transfer_jax.models import HEADS
@@ -193,6 +194,7 @@ def check_names(spec: ExperimentSpec) -> None:
     for name, stage in spec.stages.items():
         _check_stage(spec, f"config.stages.{name}", stage, before)
         before.append(name)
+    check_parallel(spec)
     if spec.export is not None:
         _known("stage", spec.export, spec.stages, "config.export")
     for stream in spec.report.streams:
@@ -245,11 +247,11 @@ def _check_stage(spec: ExperimentSpec, where: str, stage: StageSpec, before: lis
                 _known("stream", term.measured_on, spec.streams, f"{where}.objective")
     for stream, tasks in stage.evaluate.items():
         _known("stream", stream, spec.streams, f"{where}.evaluate")
-        if not spec.streams[stream].labelled:
-            raise UserError(f"{where}.evaluate: the stream {stream!r} is set to labelled=False; evaluate on a labelled "
-                            f"stream")
         for task in as_tuple(tasks):
             _known("task", task, spec.tasks, f"{where}.evaluate.{stream}")
+            if not spec.streams[stream].labelled and spec.tasks[task].label != "image":
+                raise UserError(f"{where}.evaluate: the stream {stream!r} is set to labelled=False; evaluate on a "
+                                f"labelled stream")
     if stage.validation is not None:
         _check_validation(spec, f"{where}.validation", stage.validation)
     if stage.best is not None and stage.best.by_validator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,11 +16,11 @@ from transfer_jax.core.mesh import fetch, replicate, shard_batch
 from transfer_jax.core.paths import unflatten
 from transfer_jax.data.cached import CachedStream
 from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.experiment.entering import freeze_point, moving_parts
 from transfer_jax.experiment.stage import ReadyStage
-from transfer_jax.models.depth import parameter_blocks
 from transfer_jax.models.domains import statistics_of
 from transfer_jax.models.model import Model, qualified
-from transfer_jax.models.taps import Backbone, Resumed
+from transfer_jax.models.taps import Resumed
 from transfer_jax.params.peft import PREFIX
 from transfer_jax.training.state import Flat
 
@@ -93,24 +93,6 @@ def find_cut(ready: ReadyStage, assembly: Assembly, name: str) -> Cut | None:
     return Cut(backbone, tap, kept, before, size, tap != last)
 
 
-def moving_parts(paths: Sequence[str], backbone: str) -> set[str]:
-    """The first parts of the paths below a backbone, new leaves of `peft` counted to the modules that they change."""
-    plain = (path.split("/", 2)[2] if path.startswith(PREFIX) else path for path in paths)
-    return {path.split("/")[1] for path in plain if path.startswith(f"{backbone}/")}
-
-
-def freeze_point(module: Backbone, moving: set[str]) -> str | None:
-    """The deepest tap before which no part of `moving` is used; None if there is none."""
-    names = list(module.tap_names)
-    if not moving:
-        return module.until or names[-1]
-    blocks = parameter_blocks(module)
-    if getattr(module, "scan", False) or not moving <= {part for block in blocks for part in block.modules}:
-        return None
-    first = next(number for number, block in enumerate(blocks) if moving & set(block.modules))
-    return blocks[first - 1].tap if first else None
-
-
 def _read_taps(ready: ReadyStage, assembly: Assembly, name: str, backbone: str) -> set[str] | None:
     """Names of the taps that terms and heads read of a stream; None if a head does not say."""
     found: set[str] = set()
@@ -120,7 +102,7 @@ def _read_taps(ready: ReadyStage, assembly: Assembly, name: str, backbone: str) 
                 continue
             quantities = {quantity for _, _, quantity in term.quantities}
             found |= {term.spec.tap} if quantities & set(READ) else set()
-            if term.reads(("inputs", "apply_model")):
+            if term.reads(("inputs", "apply_model")) or ("labels" in quantities and term.label_key == "image"):
                 return None
             found |= set(term.spec.taps) if "layers" in quantities else set()
             for name_of_head in term.heads:

@@ -27,7 +27,7 @@ from transfer_jax.experiment.low_rank_files import write_low_rank
 from transfer_jax.experiment.results import stage_variables, with_peft
 from transfer_jax.experiment.staying import all_methods
 from transfer_jax.experiment.workdir import Workdir
-from transfer_jax.models.domains import main_statistics
+from transfer_jax.models.domains import main_statistics, reading
 from transfer_jax.models.model import MAIN, Model, ModelSpec, build_model
 from transfer_jax.params.inserts import PREFIX, make_insert
 from transfer_jax.params.peft import PeftSpec
@@ -166,7 +166,8 @@ class ExportedModel:
 
         @jax.jit
         def answer(variables: Mapping[str, Any], images: jax.Array) -> dict[str, jax.Array]:
-            taps, _ = self.model.taps(variables, read_inputs(entry["inputs"], {"image": images}))
+            with reading(None, spec.head):
+                taps, _ = self.model.taps(variables, read_inputs(entry["inputs"], {"image": images}))
             outputs, _ = self.model.head(variables, spec.head, taps, images.shape[1:3])
             return predict(spec, outputs)
 

@@ -32,6 +32,7 @@ from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import fresh_variables
 from transfer_jax.experiment.staying import all_methods
 from transfer_jax.experiment.workdir import Workdir
+from transfer_jax.models.domains import reading
 from transfer_jax.models.model import first_image_size
 from transfer_jax.training.progress import Progress
 
@@ -180,9 +181,13 @@ def _forward(assembly: Assembly, variables: Mapping[str, Any], stream: str, taps
     def vectors(variables: Any, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         found, _ = model.taps(variables, inputs)
         size = first_image_size(inputs)
+        apart = model.heads_apart(variables["params"].get("peft", {}))
         for tap in taps:
             if tap.startswith(HEAD):
-                found[tap], _ = model.head(variables, tap.removeprefix(HEAD), found, size)
+                head = tap.removeprefix(HEAD)
+                with reading(None, head):
+                    own = model.taps(variables, inputs)[0] if head in apart else found
+                found[tap], _ = model.head(variables, head, own, size)
             elif tap not in found:
                 raise unknown("tap", tap, found, f"the model on stream {stream!r}")
         return {tap: pooled(found[tap], pool, tap).astype(jnp.float32) for tap in taps}

@@ -76,7 +76,7 @@ class Importance:
         def rows(params: Flat, batch_stats: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
             variables = {"params": unflatten(merged(program.peft, params)),
                          "batch_stats": statistics_of(batch_stats, stream.spec.domain)}
-            with reading(stream.spec.domain or None):
+            with reading(stream.spec.domain or None, self._head):
                 taps, _ = program.model.taps(variables, inputs_of(stream, batch))
             if self._head is None:
                 return find_tap(taps, self.spec.tap).reshape(len(batch["weight"]), -1)

@@ -113,7 +113,7 @@ class Measuring:
         def taps(batch: Mapping[str, Any], parameters: Flat | None = None, edits: Any = None) -> tuple[Any, Any]:
             variables = {"params": unflatten(merged(program.peft, {**params, **(parameters or {})})),
                          "batch_stats": batch_stats}
-            with reading(stream.spec.domain or None):
+            with reading(stream.spec.domain or None, term.head):
                 return variables, program.model.taps(variables, inputs_of(stream, batch), edits=edits)[0]
 
         def logits(batch: Mapping[str, Any], parameters: Flat | None = None, edits: Any = None) -> jax.Array:

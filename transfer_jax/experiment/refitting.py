@@ -72,7 +72,7 @@ def prototypes(assembly: Assembly, params: Flat, batch_stats: Any, *, stream: st
 
     def rows(params: Any, stats: Any, batch: Mapping[str, jax.Array]) -> Any:
         variables = _variables(params, statistics_of(stats, opened.spec.domain))
-        with reading(opened.spec.domain or None):
+        with reading(opened.spec.domain or None, head):
             taps, _ = assembly.model.taps(variables, inputs_of(opened, batch))
         logits, _ = assembly.model.head(variables, head, taps, image_size(opened, batch))
         return taps[module.tap].reshape(len(logits), -1), logits, batch["weight"]

@@ -168,25 +168,24 @@ def _numbers(values: Any) -> list[float | None]:
 
 
 def prediction_file(stream: Any, scores: Scores) -> dict[str, np.ndarray]:
-    """Arrays of `predictions/<stage>/<stream>.npz`: the first seed's answers, worst mistakes and features."""
+    """Arrays of `predictions/<stage>/<stream>.npz`: the first seed's answers, worst mistakes and features.
+
+    Answers that a report draws are kept for the examples that it shows, as `<answers>_true` and `<answers>_predicted`.
+    """
     rows = scores.examples
     flat = rows["prediction"].ndim == 1
     arrays = {key: rows[key] for key in ("confidence", "loss", "index") if key in rows and rows[key].ndim == 1}
     if flat:
         arrays |= {"prediction": rows["prediction"], "label": rows["label"]}
-        wrong = np.flatnonzero(rows["prediction"] != rows["label"]) if "loss" in rows else np.zeros(0, int)
-    else:
-        wrong = np.arange(len(rows["prediction"]))
-    if "loss" in rows:
-        worst = wrong[np.argsort(-rows["loss"][wrong], kind="stable")][:THUMBNAILS]
-        images = [_picture(stream, int(rows["index"][row]), flat) for row in worst]
-        if images and len({image.shape for image in images}) == 1:
-            arrays |= {"thumbnails": np.stack(images), "thumbnail_rows": worst}
-            if _boxes(rows):
-                arrays |= {"boxes_true": rows["label"][worst], "boxes_predicted": rows["prediction"][worst]}
-            elif not flat:
-                arrays |= {"masks_true": rows["label"][worst].astype(np.uint8),
-                           "masks_predicted": rows["prediction"][worst].astype(np.uint8)}
+    if "loss" in rows and flat:
+        wrong = np.flatnonzero(rows["prediction"] != rows["label"])
+        shown = wrong[np.argsort(-rows["loss"][wrong], kind="stable")][:THUMBNAILS]
+        arrays |= _thumbnails([_picture(stream, int(rows["index"][row]), True) for row in shown], shown)
+    elif "loss" in rows and scores.answers:
+        shown = worst_and_others(rows["loss"])
+        arrays |= _thumbnails([_picture(stream, int(rows["index"][row]), False) for row in shown], shown)
+        for key, values in (("true", rows["label"]), ("predicted", rows.get("probabilities", rows["prediction"]))):
+            arrays[f"{scores.answers}_{key}"] = _shown(values[shown], scores.answers, stream.description)
     if "features" in rows and flat:
         shown = np.linspace(0, len(rows["features"]) - 1, min(EMBEDDED, len(rows["features"]))).astype(int)
         arrays |= {"features": rows["features"][shown].astype(np.float32), "feature_labels": rows["label"][shown],
@@ -199,6 +198,26 @@ def _picture(stream: Any, row: int, stored: bool) -> np.ndarray:
     return stream.dataset.load(row)["image"] if stored else read_example(stream.dataset, row, stream.spec)["image"]
 
 
-def _boxes(rows: Mapping[str, np.ndarray]) -> bool:
-    """Whether the answers are boxes, float32 [n, M, 6], and not classes of pixels."""
-    return rows["prediction"].ndim == 3 and rows["prediction"].dtype.kind == "f"
+def worst_and_others(loss: np.ndarray, most: int = THUMBNAILS) -> np.ndarray:
+    """Rows of the highest losses, and as many others at equal distances among the rest, highest first."""
+    order = np.argsort(-loss, kind="stable")
+    worst = min(most // 2, len(order))
+    rest = np.linspace(worst, len(order) - 1, min(most - worst, len(order) - worst)).astype(int)
+    return order[np.concatenate([np.arange(worst), rest])]
+
+
+def _thumbnails(images: Sequence[np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Images of one shape with the rows that they show; nothing where their shapes differ."""
+    if len({image.shape for image in images}) != 1:
+        return {}
+    return {"thumbnails": np.stack(images), "thumbnail_rows": rows}
+
+
+def _shown(values: np.ndarray, answers: str, description: Mapping[str, Any]) -> np.ndarray:
+    """Masks as bytes, images as pixels, everything else as it is."""
+    if answers == "masks":
+        return values.astype(np.uint8)
+    if answers == "images":
+        mean, std = (np.asarray(description[key], np.float32) for key in ("mean", "std"))
+        return np.rint(np.clip(values * std + mean, 0, 1) * 255).astype(np.uint8)
+    return values

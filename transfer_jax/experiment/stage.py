@@ -21,6 +21,7 @@ from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.mesh import place
 from transfer_jax.core.paths import flatten
 from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.experiment.entering import check_heads_apart, shared_taps
 from transfer_jax.experiment.passages import (
     check_domains,
     check_terms,
@@ -38,14 +39,15 @@ from transfer_jax.objectives import COMBINATION_PARAMETERS
 from transfer_jax.objectives.combining import LEARNED, check_affinity, check_gradients, make_combination
 from transfer_jax.objectives.spec import UpdateSpec
 from transfer_jax.objectives.wiring import Term, make_terms
-from transfer_jax.params.inserts import PREFIX
+from transfer_jax.params.inserts import PREFIX, head_of
 from transfer_jax.params.optimizer_tree import GroupDefaults, averaged_leaves, group_table, make_optimizer, peak_rates
 from transfer_jax.params.partition import Partition, partition
 from transfer_jax.params.peft import PeftSpec, new_leaves
 from transfer_jax.params.weight_noise import make_noise
+from transfer_jax.training.chunk import feed_axes
 from transfer_jax.training.sharding import Layout
 from transfer_jax.training.state import Constants, Flat, State
-from transfer_jax.training.step import Program, Update, feed_axes, init_state, metric_names
+from transfer_jax.training.step import Program, Update, init_state, metric_names
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
     terms = [term for _, found in bound for term in found]
     shapes = _shapes(assembly, name, bound, where)
     renew(shapes, shapes, spec.new, where)  # its patterns must match
+    check_heads_apart(assembly, spec, shapes, where)
     streams = {stream: assembly.stream(stream) for stream in spec.objective.streams()}
     steps = total_steps(spec, streams)
     parts = split(assembly, spec, terms, shapes, steps, where) if terms else \
@@ -123,8 +126,8 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
     # Numbering the blocks traces the networks, so only a stage that asks for it pays.
     decayed = depths(assembly, shapes) if any(g.layer_decay != 1 for g in parts.groups.values()) else {}
     inputs = {stream: tuple(opened.spec.inputs) for stream, opened in streams.items()}
-    updates = tuple(_bind_update(update, number, found, parts, inputs, spec.accumulate, f"{where}.objective")
-                    for number, (update, found) in enumerate(bound))
+    updates = tuple(_bind_update(update, number, found, parts, inputs, assembly.model.inserts, spec.accumulate,
+                                 f"{where}.objective") for number, (update, found) in enumerate(bound))
     program = Program(
         model=dataclasses.replace(assembly.model, stochastic_norm=spec.stochastic_norm), streams=streams,
         updates=updates,
@@ -134,7 +137,8 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
         clip_norm=spec.clip_norm, accumulate=spec.accumulate, joint_forward=spec.batch_norm == "joint",
         stored_norms=spec.batch_norm == "stored", passages=passages(spec, streams, where),
         mixing=style_mixing(spec, assembly.model, streams, where),
-        weighted=weighted_streams(spec, streams, where), carried=functools.partial(first_carried, updates, streams),
+        weighted=weighted_streams(spec, streams, where), shared=shared_taps(assembly, shapes),
+        carried=functools.partial(first_carried, updates, streams),
         noise=make_noise(spec.weight_noise, parts.trainable, f"{where}.weight_noise") if spec.weight_noise else None,
         plans=make_plans(bound, streams, steps, name, f"{where}.objective"), log_every=assembly.spec.log_every,
         members=_members(assembly.spec.members, bound), **_averaging(spec, parts, defaults))
@@ -235,7 +239,9 @@ def split(assembly: Assembly, spec: StageSpec, terms: list[Term], shapes: Mappin
     backbones = {backbone for stream in spec.objective.streams()
                  for backbone in assembly.spec.streams[stream].inputs}
     running = tuple(f"{part}/" for part in heads | backbones | {"objective", "peft"})
-    used = [path for path in shapes if path.startswith(running)]
+    inserts = assembly.model.inserts
+    used = [path for path in shapes if path.startswith(running)
+            and ((own := head_of(path, inserts)) is None or f"heads/{own}" in heads)]
     groups = {name: group.in_steps(steps) for name, group in spec.group_specs.items()}
     parts = partition(list(shapes), spec.partition, groups, used=used, where=f"{where}.partition")
     if not parts.trainable:
@@ -269,8 +275,9 @@ def total_steps(spec: StageSpec, streams: Mapping[str, Any]) -> int:
 
 
 def _bind_update(update: UpdateSpec, number: int, terms: list[Term], parts: Partition,
-                 inputs: Mapping[str, Sequence[str]], accumulate: int, where: str) -> Update:
-    """`inputs`: stream -> the backbones that it feeds."""
+                 inputs: Mapping[str, Sequence[str]], inserts: Mapping[str, Any], accumulate: int,
+                 where: str) -> Update:
+    """`inputs`: stream -> the backbones that it feeds; `inserts`: see `Model`."""
     groups = frozenset(parts.groups if update.groups is None else update.groups)
     for group in groups - set(parts.groups):
         raise unknown("group", group, parts.groups, f"{where}, groups of an update")
@@ -278,8 +285,8 @@ def _bind_update(update: UpdateSpec, number: int, terms: list[Term], parts: Part
         check_affinity(terms, update.sampling is not None, accumulate, where)
     alternatives: tuple[Update, ...] = ()
     if update.sampling is not None:
-        alternatives = tuple(_bind_update(one, number, own, parts, inputs, accumulate, where)
-                             for one, own in by_task(update, terms, parts, inputs, where))
+        alternatives = tuple(_bind_update(one, number, own, parts, inputs, inserts, accumulate, where)
+                             for one, own in by_task(update, terms, parts, inputs, inserts, where))
     combination = make_combination(update.combine, terms, where)
     bound = Update(tuple(terms), groups, update.repeats, combination, f"combine/{number}", update.gradients_of,
                    update.on_bad_task == "skip", update.lookahead, update.affinity, alternatives)

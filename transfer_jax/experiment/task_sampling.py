@@ -14,6 +14,7 @@ from transfer_jax.objectives import COMBINATION_CARRIED, GRADIENT_RULES
 from transfer_jax.objectives.sampling import draw_plan, shares_over_time
 from transfer_jax.objectives.spec import UpdateSpec
 from transfer_jax.objectives.wiring import Term
+from transfer_jax.params.inserts import head_of
 from transfer_jax.params.partition import Partition
 from transfer_jax.training.step import choices_name, turns_name
 
@@ -47,9 +48,9 @@ def check_labels(terms: Sequence[Term], streams: Mapping[str, Any], where: str) 
 
 
 def by_task(update: UpdateSpec, terms: Sequence[Term], parts: Partition, inputs: Mapping[str, Sequence[str]],
-            where: str) -> list[tuple[UpdateSpec, list[Term]]]:
+            inserts: Mapping[str, Any], where: str) -> list[tuple[UpdateSpec, list[Term]]]:
     """What a step of each task alone does: its terms and those of no task, the combination of these, and the groups
-    that they reach. `inputs`: stream -> the backbones that it feeds."""
+    that they reach. `inputs`: stream -> the backbones that it feeds; `inserts`: see `Model`."""
     tasks = _tasks(terms)
     if len(tasks) < 2:
         raise UserError(f"{where}.sampling chooses among tasks, but the terms are of {len(tasks)}; leave it out, or "
@@ -60,12 +61,14 @@ def by_task(update: UpdateSpec, terms: Sequence[Term], parts: Partition, inputs:
     found = []
     for task in tasks:
         own = [term for term in terms if term.spec.task in (task, None)]
-        reached = {f"heads/{head}/" for term in own for head in term.heads} | {"peft/"}
+        heads = {head for term in own for head in term.heads}
+        reached = {f"heads/{head}/" for head in heads} | {"peft/"}
         streams = {stream for term in own for stream in term.spec.roles.values()}
         reached |= {f"{backbone}/" for stream in streams for backbone in inputs[stream]}
         reached |= {f"objective/log_variances/{term.name}" for term in own}
         groups = [group for group in (update.groups or parts.groups)
-                  if any(path.startswith(tuple(reached)) for path, name in parts.group_of.items() if name == group)]
+                  if any(path.startswith(tuple(reached)) and head_of(path, inserts) in (None, *heads)
+                         for path, name in parts.group_of.items() if name == group)]
         names = {term.name for term in own}
         found.append((update.model_copy(update={
             "terms": {name: term for name, term in update.terms.items() if name in names}, "groups": tuple(groups),

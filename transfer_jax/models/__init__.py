@@ -20,6 +20,7 @@ from transfer_jax.models.convnext import ConvNeXt
 from transfer_jax.models.crepe import CAPACITIES as CREPE_SIZES
 from transfer_jax.models.crepe import Crepe
 from transfer_jax.models.cross_stitch import CrossStitch
+from transfer_jax.models.decoder_head import DecoderHead
 from transfer_jax.models.dense_heads import FCNHead, FeaturePyramidHead, SegmentationHead
 from transfer_jax.models.densenet import DenseNet
 from transfer_jax.models.detection_head import DetectionHead
@@ -138,6 +139,7 @@ HEADS = {
     "distilled": DistilledHead,
     "detection": DetectionHead,
     "embedding": EmbeddingHead,
+    "decoder": DecoderHead,
 }
 
 

@@ -1,4 +1,5 @@
-"""What belongs to a domain: BatchNorm statistics of its own, and the domain whose batch a network is reading.
+"""What belongs to a domain: BatchNorm statistics of its own, and the domain whose batch a network is reading, for
+which head.
 
 Statistics of several domains lie in one tree: those of the main domain where they always are, so that a model which
 knows of no domains runs with them, the others below `domains/<domain>`.
@@ -12,13 +13,13 @@ from contextvars import ContextVar
 from typing import Any
 
 KEY = "domains"
-_reading: ContextVar[str | None] = ContextVar("domain of the batch", default=None)
+_reading: ContextVar[tuple[str | None, str | None]] = ContextVar("domain of the batch, head", default=(None, None))
 
 
 @contextlib.contextmanager
-def reading(domain: str | None) -> Iterator[None]:
-    """A context in which networks are traced for a batch of this domain."""
-    token = _reading.set(domain)
+def reading(domain: str | None, head: str | None = None) -> Iterator[None]:
+    """A context in which networks are traced for a batch of this domain, to be answered by this head."""
+    token = _reading.set((domain, head))
     try:
         yield
     finally:
@@ -27,7 +28,12 @@ def reading(domain: str | None) -> Iterator[None]:
 
 def current_domain() -> str | None:
     """The domain of the batch that is being read; None where nobody said."""
-    return _reading.get()
+    return _reading.get()[0]
+
+
+def current_head() -> str | None:
+    """The head for which a network runs; None where nobody said."""
+    return _reading.get()[1]
 
 
 def main_statistics(batch_stats: Mapping[str, Any]) -> dict[str, Any]:

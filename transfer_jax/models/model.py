@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -37,10 +37,14 @@ class ModelSpec(Spec):
 
 
 class Inserted(Protocol):
-    """`around(new)`: a context in which a backbone runs with new leaves, given by the place where they are."""
+    """`around(new)`: a context in which a backbone runs with new leaves, given by the place where they are; `heads`:
+    those for which it does so in their own way."""
 
     @property
     def around(self) -> Callable[[Mapping[str, Mapping[str, jax.Array]]], AbstractContextManager]: ...
+
+    @property
+    def heads(self) -> tuple[str, ...]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +80,8 @@ class Model:
         for name in inputs:
             module, image = self._backbone(name), _read(inputs[name], taps, name)
             image = jax.tree.map(_zeros, image)
-            variables = module.init(_part_keys(key, name), image, train=False)
-            shapes = jax.eval_shape(lambda v, x, module=module: module.apply(v, x, train=False), variables, image)
-            taps.update(_qualify(name, {tap: _zeros(shape) for tap, shape in shapes.items()}))
+            found, variables = module.init_with_output(_part_keys(key, name), image, train=False)  # one trace for both
+            taps.update(_qualify(name, {tap: _zeros(value) for tap, value in found.items()}))
             for collection, tree in trees.items():
                 if collection in variables:
                     tree[name] = variables[collection]
@@ -120,6 +123,10 @@ class Model:
             if stats:
                 moved[name] = stats
         return taps, moved
+
+    def heads_apart(self, methods: Iterable[str]) -> frozenset[str]:
+        """The heads for which backbones run by themselves, with these methods of `inserts`."""
+        return frozenset(head for name in methods if name in self.inserts for head in self.inserts[name].heads)
 
     def moments(self, variables: Variables, inputs: Mapping[str, jax.Array]) -> dict[str, Any]:
         """Mean and variance of this batch at every BatchNorm of the backbones named in `inputs`, each normalising by

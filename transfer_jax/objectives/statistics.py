@@ -87,7 +87,8 @@ def _squared_gradients(view: StartView, one: Batch, empirical: bool) -> Flat:
         logits = view.logits(one, parameters)
         if logits.ndim > 2 or view.kind == "segmentation":
             raise UserError(f"the Fisher information needs one prediction per example, the head gives "
-                            f"{list(logits.shape[1:])}; take a head of a classification, binary or regression task")
+                            f"{list(logits.shape[1:])}; take a head of a classification, binary, multi-label or "
+                            f"regression task")
         logits = logits.reshape(-1).astype(jnp.float32)
         return jax.nn.log_softmax(logits) if view.kind == "classification" else logits
 
@@ -109,10 +110,12 @@ def _outcomes(kind: str, scores: jax.Array, labels: jax.Array | None) -> tuple[j
         if labels is not None:
             return _indicators(labels, len(scores)), jnp.ones(1)
         return jnp.eye(len(scores)), jnp.exp(scores)
-    mean = jax.nn.sigmoid(scores) if kind == "binary" else scores
+    bits = kind in ("binary", "multi_label")
+    mean = jax.nn.sigmoid(scores) if bits else scores
     if labels is not None:
-        return (labels.astype(jnp.float32) - mean)[None], jnp.ones(1)
-    return jnp.eye(len(scores)), mean * (1 - mean) if kind == "binary" else jnp.ones_like(mean)
+        known = labels >= 0 if kind == "multi_label" else True
+        return jnp.where(known, labels.astype(jnp.float32) - mean, 0.0)[None], jnp.ones(1)
+    return jnp.eye(len(scores)), mean * (1 - mean) if bits else jnp.ones_like(mean)
 
 
 def _indicators(labels: jax.Array, classes: int) -> jax.Array:

@@ -106,20 +106,21 @@ class Term:
 class Context:
     """What the terms of one update may look at.
 
-    `output(stream, head)` and `apply(head, array)` run heads, `again(stream, head, inputs)` the model on other inputs;
-    `start_taps(stream)` and `start_output(stream, head)` run the model of the stage's start, `teacher_output(stream,
-    head)` the averaged one (None without an average).
+    `taps(stream, head)` are those that this head reads (of a term without one: None). `output(stream, head)` and
+    `apply(head, array)` run heads, `again(stream, head, inputs)` the model on other inputs; `start_taps(stream, head)`
+    and `start_output(stream, head)` run the model of the stage's start, `teacher_output(stream, head)` the averaged one
+    (None without an average).
     """
 
     batches: Mapping[str, Mapping[str, jax.Array]]
     output: Callable[[str, str], jax.Array]
     progress: jax.Array
     key: jax.Array
-    taps: Mapping[str, Mapping[str, jax.Array]] = field(default_factory=dict)
+    taps: Callable[[str, str | None], Mapping[str, jax.Array]] | None = None
     apply: Callable[[str, jax.Array], jax.Array] | None = None
     inputs: Callable[[str], jax.Array] | None = None  # of a stream
     again: Callable[[str, str, jax.Array], jax.Array] | None = None
-    start_taps: Callable[[str], Mapping[str, jax.Array]] | None = None
+    start_taps: Callable[[str, str | None], Mapping[str, jax.Array]] | None = None
     start_output: Callable[[str, str], jax.Array] | None = None
     teacher_output: Callable[[str, str], jax.Array] | None = None
     parameters: Mapping[str, jax.Array] = field(default_factory=dict)
@@ -247,10 +248,10 @@ def _of_stream(term: Term, role: str, quantity: str, context: Context) -> Any:
     if quantity == "apply_model":
         return lambda inputs: context.again(stream, term.task_head, inputs)
     if quantity in ("features", "start_features"):
-        taps = context.taps[stream] if quantity == "features" else context.start_taps(stream)
-        return _entry(taps, term.spec.tap, "tap", where)
+        read = context.taps if quantity == "features" else context.start_taps
+        return _entry(read(stream, term.head), term.spec.tap, "tap", where)
     if quantity == "layers":
-        return tuple(_entry(context.taps[stream], tap, "tap", where) for tap in term.spec.taps)
+        return tuple(_entry(context.taps(stream, term.head), tap, "tap", where) for tap in term.spec.taps)
     if quantity == "labels":
         return labels_of(term, stream, batch)
     if quantity == "weights" and role in term.labelled_roles:

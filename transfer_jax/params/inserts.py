@@ -2,7 +2,8 @@
 
 Unlike the methods of `peft.py` they cannot be worked into the leaves of the plain model, so their leaves stay:
 `peft/<name>/<backbone>/<place>/<leaf>`, a place being a module, and a model that finds them runs with them. Networks
-know nothing of it: a module's call is intercepted, a tap is edited on its way.
+know nothing of it: a module's call is intercepted, a tap is edited on its way. With `heads` each of these has a set of
+its own, at `<place>/<head>`, with which the network runs for it alone.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from flax import linen as nn
 
 from transfer_jax.core.errors import UserError, nearest
 from transfer_jax.core.interception import tap_edits
-from transfer_jax.core.spec import Component, bind
+from transfer_jax.core.spec import bind
 from transfer_jax.layers.attention import SelfAttention
+from transfer_jax.models.domains import current_head
 from transfer_jax.params.domain_shift import check_shift, initial_shift, shift_places, with_shift
 
 PREFIX = "peft/"
@@ -46,11 +48,13 @@ class Insert:
 
     `places(outline, backbone, patterns, where)`: the places of a backbone that the regexes of whole paths match;
     `initial(key, outline, place)`: the new leaves there; `around(new)`: a context in which the backbone runs with them.
+    `heads`: those that have sets of their own; (): one set for all.
     """
 
     places: Callable[[Outline, str, tuple[str, ...], str], list[str]]
     initial: Callable[[jax.Array, Outline, str], Flat]
     around: Callable[[New], AbstractContextManager]
+    heads: tuple[str, ...] = ()
 
 
 def adapter(*, width: int = 64, placement: Literal["serial", "parallel"] = "serial",
@@ -179,9 +183,34 @@ def domain_shift(*, domains: tuple[str, ...], scale: bool = True, spread: Mappin
 INSERTS: dict[str, Callable[..., Insert]] = {"adapter": adapter, "prompts": prompts, "domain_shift": domain_shift}
 
 
-def make_insert(spec: Component, where: str) -> Insert:
-    """The bound method of a spec whose kind is one of `INSERTS`."""
-    return bind(INSERTS, spec, "method", where)()
+def make_insert(spec: Any, where: str) -> Insert:
+    """The bound method of a `PeftSpec` whose kind is one of `INSERTS`."""
+    insert = bind(INSERTS, spec, "method", where)()
+    return _for_each(insert, tuple(spec.heads)) if spec.heads else insert
+
+
+def _for_each(insert: Insert, heads: tuple[str, ...]) -> Insert:
+    """The method with a set of leaves for each head, as residual adapters have for each domain (Rebuffi et al. 2017).
+    A head that is not among them runs the network without any."""
+    def places(*given: Any) -> list[str]:
+        return [f"{place}/{head}" for place in insert.places(*given) for head in heads]
+
+    def initial(key: jax.Array, outline: Outline, place: str) -> Flat:
+        return insert.initial(key, outline, place.rpartition("/")[0])
+
+    def around(new: New) -> AbstractContextManager:
+        head = current_head()
+        own = {place.rpartition("/")[0]: leaves for place, leaves in new.items() if place.rpartition("/")[2] == head}
+        return insert.around(own) if own else contextlib.nullcontext()
+
+    return Insert(places, initial, around, heads)
+
+
+def head_of(path: str, inserts: Mapping[str, Any]) -> str | None:
+    """The head that alone runs with the leaf at this path; None for a leaf of all. `inserts`: methods by name."""
+    parts = path.split("/")
+    own = path.startswith(PREFIX) and parts[1] in inserts and inserts[parts[1]].heads
+    return parts[-2] if own else None
 
 
 def inserted_leaves(name: str, spec: Any, outlines: Mapping[str, Outline], seed: jax.Array, where: str) -> Flat:

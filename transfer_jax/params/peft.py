@@ -31,10 +31,11 @@ Flat = dict[str, jax.Array]
 class PeftSpec(Component):
     """A method of `PEFT` or `INSERTS` with its arguments, and `targets`: regexes of whole module paths that it changes,
     such as 'backbone/.*/(query|value)' (of `prompts`: of names of backbones). `source`: a folder of low-rank leaves to
-    start from, such as `model/peft/<name>` of a run."""
+    start from, such as `model/peft/<name>` of a run. `heads`: of adapters and prompts, those with a set each."""
 
     targets: tuple[str, ...]
     source: str | None = None
+    heads: tuple[str, ...] = ()
 
     @property
     def stays(self) -> bool:
@@ -154,6 +155,9 @@ def new_leaves(specs: Mapping[str, PeftSpec], params: Leaves, seed: jax.Array, w
         if spec.stays:
             added |= inserted_leaves(name, spec, outlines or {}, seed, f"{where}.{name}")
             continue
+        if spec.heads:
+            raise UserError(f"{where}.{name}.heads: {spec.kind} is worked into the one network that all heads read; "
+                            f"use {' or '.join(INSERTS)}, or leave it out")
         method = bind(PEFT, spec, "method", f"{where}.{name}")()
         for module in targets(spec, params, f"{where}.{name}"):
             key = jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(f"{name}/{module}".encode())))

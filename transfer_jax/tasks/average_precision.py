@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,19 +15,11 @@ from transfer_jax.tasks.metric import Batch, Collected, Result
 SCALE = 1000.0  # COCO's boxes are in pixels; overlap does not depend on the unit
 
 
-def of_answers(predict: Callable[[jax.Array], dict[str, jax.Array]]) -> Collected:
-    """The metric, for answers that `predict` makes of the head's outputs."""
-
-    def rows(outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        return {"found": predict(outputs)["prediction"], "true": batch["label"]}
-
-    def compute(kept: Mapping[str, np.ndarray]) -> Result:
-        return average_precision(kept["found"], kept["true"])
-
-    return Collected(rows, compute, {name: "max" for name in NAMES})
-
-
 NAMES = {"mean_average_precision": 0, "average_precision_50": 1, "average_precision_75": 2, "average_recall_100": 8}
+
+
+def _rows(outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    return {"found": batch["prediction"], "true": batch["label"]}
 
 
 def average_precision(found: np.ndarray, true: np.ndarray) -> Result:
@@ -44,6 +35,10 @@ def average_precision(found: np.ndarray, true: np.ndarray) -> Result:
         return dict.fromkeys(NAMES, float("nan"))
     stats = _evaluated(truth, answers, len(true)).stats
     return {name: float(stats[place]) if stats[place] >= 0 else float("nan") for name, place in NAMES.items()}
+
+
+MEAN_AVERAGE_PRECISION = Collected(_rows, lambda kept: average_precision(kept["found"], kept["true"]),
+                                   dict.fromkeys(NAMES, "max"))
 
 
 def _objects(rows: np.ndarray) -> list[dict[str, Any]]:

@@ -149,4 +149,5 @@ def predict_border(outputs: jax.Array) -> dict[str, jax.Array]:
 BOUNDARY_DETECTION = TaskKind(
     label="mask", loss=Component(kind="balanced_cross_entropy"), outputs=one_number, predict=predict_border,
     metrics=("boundaries_found",), has_classes=False, terms={"balanced_cross_entropy": balanced_cross_entropy},
-    measures={"boundaries_found": BOUNDARIES_FOUND}, error=_image_losses, target=boundary_map)
+    measures={"boundaries_found": BOUNDARIES_FOUND}, error=_image_losses, target=boundary_map,
+    answers="masks")

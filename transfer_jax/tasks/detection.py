@@ -10,6 +10,7 @@ Labels are boxes float32 [B, N, 5]: ymin, xmin, ymax, xmax, class; rows of class
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component
-from transfer_jax.tasks.average_precision import of_answers
+from transfer_jax.tasks.average_precision import MEAN_AVERAGE_PRECISION
 from transfer_jax.tasks.boxes import TINY, area, generalised_iou, iou, suppress
 from transfer_jax.tasks.kind import ClassNames, TaskKind
 
@@ -144,25 +145,35 @@ def _cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return -targets * jax.nn.log_sigmoid(logits) - (1 - targets) * jax.nn.log_sigmoid(-logits)
 
 
-def predict_boxes(outputs: jax.Array) -> dict[str, jax.Array]:
-    """Outputs [B, points, K + 11] -> prediction float32 [B, M, 6]: box (cut at the border), class, score, best first;
-    rows without a box have class -1 and score 0. Scores are sqrt(class x centre-ness)."""
-    return {"prediction": jax.vmap(_decode)(columns(outputs.astype(jnp.float32)))}
+def predict_boxes(outputs: jax.Array, *, most: int = MOST, candidates: int = CANDIDATES,
+                  least_score: float = LEAST_SCORE, overlap: float = OVERLAP) -> dict[str, jax.Array]:
+    """Outputs [B, points, K + 11] -> prediction float32 [B, most, 6]: box (cut at the border), class, score, best
+    first; rows without a box have class -1 and score 0. Scores are sqrt(class x centre-ness).
+
+    The `candidates` best pairs of a point and a class are suppressed per class at IoU `overlap`.
+    """
+    whole = all(isinstance(number, int) and number >= 1 for number in (most, candidates))
+    if not whole or not 0 <= least_score <= 1 or not 0 <= overlap <= 1:
+        raise UserError(f"'limits' of a detection task: most={most}, candidates={candidates}, "
+                        f"least_score={least_score}, overlap={overlap} do not fit; give whole numbers from 1, and "
+                        f"numbers in [0, 1]")
+    decode = functools.partial(_decode, most=most, candidates=candidates, least_score=least_score, overlap=overlap)
+    return {"prediction": jax.vmap(decode)(columns(outputs.astype(jnp.float32)))}
 
 
-def _decode(points: Points) -> jax.Array:
+def _decode(points: Points, most: int, candidates: int, least_score: float, overlap: float) -> jax.Array:
     """The boxes of one image; see `predict_boxes`."""
     scores = jnp.sqrt(jax.nn.sigmoid(points.scores) * jax.nn.sigmoid(points.centreness)[:, None])
     classes = scores.shape[-1]
-    best, places = jax.lax.top_k(scores.reshape(-1), min(CANDIDATES, scores.size))
+    best, places = jax.lax.top_k(scores.reshape(-1), min(candidates, scores.size))
     boxes, kinds = jnp.clip(points.boxes[places // classes], 0, 1), places % classes
-    usable = (best >= LEAST_SCORE) & (area(boxes) > 0)
-    order, kept = suppress(boxes, jnp.where(usable, best, -jnp.inf), kinds, OVERLAP)
+    usable = (best >= least_score) & (area(boxes) > 0)
+    order, kept = suppress(boxes, jnp.where(usable, best, -jnp.inf), kinds, overlap)
     rows = jnp.concatenate([boxes, kinds[:, None].astype(jnp.float32), best[:, None]], -1)[order]
     rows = jnp.where(kept[:, None], rows, jnp.array([0, 0, 0, 0, -1, 0], jnp.float32))
     rows = rows[jnp.argsort(~kept, stable=True)]
-    missing = jnp.tile(jnp.array([[0, 0, 0, 0, -1, 0]], jnp.float32), (max(MOST - len(rows), 0), 1))
-    return jnp.concatenate([rows[:MOST], missing])
+    missing = jnp.tile(jnp.array([[0, 0, 0, 0, -1, 0]], jnp.float32), (max(most - len(rows), 0), 1))
+    return jnp.concatenate([rows[:most], missing])
 
 
 def one_per_object_class(class_names: ClassNames) -> int:
@@ -190,4 +201,5 @@ def missed(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 DETECTION = TaskKind(
     label="boxes", loss=Component(kind="detection"), outputs=one_per_object_class, predict=predict_boxes,
     metrics=("mean_average_precision",), terms={"detection": detection},
-    measures={"mean_average_precision": of_answers(predict_boxes)}, error=missed, names="box_class_names")
+    measures={"mean_average_precision": MEAN_AVERAGE_PRECISION}, error=missed, names="box_class_names",
+    answers="boxes")

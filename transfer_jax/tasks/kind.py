@@ -24,8 +24,8 @@ class TaskKind:
       loss: the default term of the objective.
       metrics: names of the default metrics.
       outputs: class names -> number of outputs of the head.
-      predict: outputs of the head -> `prediction` and, of a kind that chooses among classes, `confidence` and
-        `probabilities`.
+      predict: outputs of the head, and options that a task may set as `limits` -> `prediction` and, of a kind that
+        chooses among classes, `confidence` and `probabilities`.
       has_classes: whether the task needs class names.
       terms: losses by name, as functions of `logits`, `labels`, `weights`; `objectives.TERMS` lists them with the rest.
       measures: metrics by name; `evaluation.METRICS` lists them with the rest.
@@ -33,19 +33,22 @@ class TaskKind:
         of the label, where the predictions have probabilities.
       target: the labels of a batch -> what the task learns of them, in training and evaluation; None: they themselves.
       names: the attribute of a stream that holds the names of the classes.
+      answers: what answers are, where a report draws them beside the truth (an entry of `report.mistakes.DRAWINGS`);
+        '': one class or number an example, or nothing that can be drawn.
     """
 
     label: str
     loss: Component
     metrics: tuple[str, ...]
     outputs: Callable[[ClassNames], int]
-    predict: Callable[[jax.Array], dict[str, jax.Array]]
+    predict: Callable[..., dict[str, jax.Array]]
     has_classes: bool = True
     terms: Mapping[str, Callable] = field(default_factory=dict)
     measures: Mapping[str, Metric | Collected] = field(default_factory=dict)
     error: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     target: Callable[[jax.Array], jax.Array] | None = None
     names: str = "class_names"
+    answers: str = ""
 
     def targets(self, labels: jax.Array) -> jax.Array:
         """What the task learns of the labels of a batch."""

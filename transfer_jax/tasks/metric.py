@@ -57,7 +57,8 @@ class Collected:
     """A metric over all examples at once, such as one of rankings: rows are kept, and measured on the host.
 
     Attributes:
-      rows: (outputs, batch) -> arrays [B, ...] by name, what is kept of each example; traced.
+      rows: (outputs, batch with the task's `prediction`) -> arrays [B, ...] by name, what is kept of each example;
+        traced.
       compute: the rows of one member as numpy arrays [n, ...], padding dropped, in the order of the stream -> results
         as those of `Metric.compute`.
       better: as in `Metric`.

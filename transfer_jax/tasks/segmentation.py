@@ -7,4 +7,4 @@ from transfer_jax.tasks.kind import TaskKind, one_per_class, predict_classes
 SEGMENTATION = TaskKind(
     label="mask", loss=Component(kind="segmentation_cross_entropy"), outputs=one_per_class, predict=predict_classes,
     metrics=("mean_iou", "pixel_accuracy", "cross_entropy", "per_class_accuracy", "confusion_matrix"),
-    measures={"boundary_f1": BOUNDARY_F1})
+    measures={"boundary_f1": BOUNDARY_F1}, answers="masks")

@@ -21,6 +21,7 @@ from transfer_jax.models.domains import moved_statistics, reading, statistics_of
 from transfer_jax.models.model import Model, first_image_size, qualified
 from transfer_jax.models.taps import Resumed
 from transfer_jax.objectives.wiring import Context
+from transfer_jax.params.inserts import PREFIX
 
 Batch = Mapping[str, jax.Array]
 
@@ -62,14 +63,15 @@ def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_s
                  parameters: Mapping[str, jax.Array], initial: Mapping[str, jax.Array], statistics: Mapping[str, Any],
                  progress: jax.Array, start: tuple[Mapping[str, jax.Array], Any],
                  averaged: tuple[Mapping[str, jax.Array], Any] | None, carried: Mapping[str, Any],
-                 mixing: Callable[[Batch, jax.Array], Mapping[str, Any]] | None = None,
+                 shared: Mapping[str, str], mixing: Callable[[Batch, jax.Array], Mapping[str, Any]] | None = None,
                  edits: Callable[[str], Mapping[str, Any]] | None = None) -> tuple[Context, Callable[[], Any]]:
     """The context that terms read, and a function that returns the statistics after all that they ran.
 
     Backbones run once per stream, in the order of `names` (or once in all, if `joint`); heads run when a term asks,
-    once per stream. `start` holds the parameters and statistics of the stage's start, for terms that look back,
-    `averaged` those of the moving average. `mixing` gives functions of taps that mix the examples of a batch, `edits`
-    others, of a stream's taps, which act after them.
+    once per stream. Where heads have adapters of their own, backbones run when a term asks, for each of these heads,
+    after the first one from their tap in `shared` on. `start` holds the parameters and statistics of the stage's start,
+    for terms that look back, `averaged` those of the moving average. `mixing` gives functions of taps that mix the
+    examples of a batch, `edits` others, of a stream's taps, which act after them.
     """
     moved: dict[str, Any] = {}
 
@@ -87,26 +89,39 @@ def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_s
         return {"train": True, "frozen_norms": frozenset(all_norms) if passage.stored else frozen_norms,
                 "rngs": {"dropout": _named(key, name)}}
 
-    def run(name: str, passage: Passage, batch: Batch, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
+    def run(name: str, passage: Passage, batch: Batch, inputs: Mapping[str, Any],
+            head: str | None = None) -> dict[str, jax.Array]:
         mixed = mixing(batch, _named(key, f"mixing/{name}")) if mixing else {}
-        with reading(passage.domain):
+        with reading(passage.domain, head):
             found, statistics = model.taps(variables(passage), inputs, edits=_one_after_the_other(
                 mixed, edits(name) if edits else {}), **settings(passage, name))
         note(statistics, passage)
         return found
 
+    apart = _heads_apart(model, parameters_flat)
+    taps: dict[str, dict[str | None, dict[str, jax.Array]]] = {name: {} for name in names}
     if joint and len(names) > 1:
-        taps = _joint_taps(lambda inputs: run("joint", Passage(), {}, inputs), names, batches, streams)
-    else:
-        taps = {name: _taps(functools.partial(run, name, passages[name], batches[name]), streams[name], batches[name])
-                for name in names}
+        found = _joint_taps(lambda inputs: run("joint", Passage(), {}, inputs), names, batches, streams)
+        taps = {name: {None: own} for name, own in found.items()}
+
+    def taps_of(stream: str, head: str | None) -> dict[str, jax.Array]:
+        found, head = taps[stream], head if head in apart else None
+        if head not in found:
+            passes = functools.partial(run, stream, passages[stream], batches[stream], head=head)
+            first = next(iter(found.values()), None)
+            found[head] = _taps(passes, streams[stream], batches[stream]) if first is None else _from_shared(
+                passes, inputs_of(streams[stream], batches[stream]), first, shared)
+        return found[head]
+
+    for name in names if not apart else ():
+        taps_of(name, None)
     outputs: dict[tuple[str, str], jax.Array] = {}
 
     def output(stream: str, head: str) -> jax.Array:
         if (stream, head) not in outputs:
             passage = passages[stream]
             outputs[stream, head], statistics = model.head(
-                variables(passage), head, taps[stream], image_size(streams[stream], batches[stream]),
+                variables(passage), head, taps_of(stream, head), image_size(streams[stream], batches[stream]),
                 **settings(passage, f"{stream}/{head}"))
             note(statistics, passage)
         return outputs[stream, head]
@@ -127,7 +142,7 @@ def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_s
     def again(stream: str, head: str, inputs: jax.Array) -> jax.Array:
         """The head's output for other inputs in place of the stream's; statistics stay."""
         backbone, passage = only_input(stream), passages[stream]
-        with reading(passage.domain):
+        with reading(passage.domain, head):
             found, _ = model.taps(variables(passage), {**inputs_of(streams[stream], batches[stream]), backbone: inputs},
                                   **settings(passage, stream))
         return model.head(variables(passage), head, found, image_size(streams[stream], batches[stream]),
@@ -135,7 +150,7 @@ def make_context(model: Model, parameters_flat: Mapping[str, jax.Array], batch_s
 
     start_taps, start_output = _other_model(model, start, batches, streams, passages)
     teacher = _other_model(model, averaged, batches, streams, passages)[1] if averaged else None
-    context = Context(batches=batches, taps=taps, output=output, apply=apply, again=again, start_taps=start_taps,
+    context = Context(batches=batches, taps=taps_of, output=output, apply=apply, again=again, start_taps=start_taps,
                       inputs=lambda stream: inputs_of(streams[stream], batches[stream])[only_input(stream)],
                       start_output=start_output, teacher_output=teacher, parameters=parameters,
                       initial_parameters=initial, statistics=statistics, carried=carried, progress=progress,
@@ -153,22 +168,42 @@ def _other_model(model: Model, variables: tuple[Mapping[str, jax.Array], Any], b
     """Taps of a stream, and outputs of a head on it, of a model that no gradient reaches, without dropout and on stored
     statistics. Nothing runs before a term asks, and nothing twice."""
     parameters, batch_stats = unflatten(variables[0]), variables[1]
+    apart = _heads_apart(model, variables[0])
 
     def of(stream: str) -> dict[str, Any]:
         return {"params": parameters, "batch_stats": statistics_of(batch_stats, passages[stream].statistics)}
 
     @functools.cache
-    def taps(stream: str) -> dict[str, jax.Array]:
-        with reading(passages[stream].domain):
+    def run(stream: str, head: str | None) -> dict[str, jax.Array]:
+        with reading(passages[stream].domain, head):
             found = _taps(lambda inputs: model.taps(of(stream), inputs)[0], streams[stream], batches[stream])
         return jax.lax.stop_gradient(found)
+
+    def taps(stream: str, head: str | None) -> dict[str, jax.Array]:
+        return run(stream, head if head in apart else None)
 
     @functools.cache
     def output(stream: str, head: str) -> jax.Array:
         size = image_size(streams[stream], batches[stream])
-        return jax.lax.stop_gradient(model.head(of(stream), head, taps(stream), size)[0])
+        return jax.lax.stop_gradient(model.head(of(stream), head, taps(stream, head), size)[0])
 
     return taps, output
+
+
+def _heads_apart(model: Model, leaves: Mapping[str, jax.Array]) -> frozenset[str]:
+    """The heads for which backbones with these leaves run by themselves."""
+    return model.heads_apart({path.split("/")[1] for path in leaves if path.startswith(PREFIX)})
+
+
+def _from_shared(run: Callable, inputs: Mapping[str, Any], first: Mapping[str, jax.Array],
+                 shared: Mapping[str, str]) -> dict[str, jax.Array]:
+    """The taps of a further pass over a batch, of which `first` are those of another. It goes on behind the tap that
+    `shared` names for the one backbone that runs; otherwise it is a whole one."""
+    (backbone, *others) = inputs
+    if others or backbone not in shared:
+        return run(inputs)
+    tap = shared[backbone]
+    return {**first, **run({backbone: Resumed(first[qualified(backbone, tap)], tap)})}
 
 
 def _taps(run: Callable, stream: Any, batch: Batch) -> dict[str, jax.Array]:

@@ -29,6 +29,6 @@ HOST_AUGMENTATIONS = {
 BATCH_AUGMENTATIONS = {"mixup": batch.mixup, "cutmix": batch.cutmix}
 
 
-def build_plan(components: tuple[Component, ...], where: str) -> Plan:
-    """The checked augmentations of a stream, in order."""
-    return make_plan(AUGMENTATIONS, HOST_AUGMENTATIONS, BATCH_AUGMENTATIONS, components, where)
+def build_plan(components: tuple[Component, ...], where: str, points: tuple[str, ...] = ()) -> Plan:
+    """The checked augmentations of a stream, in order; `points`: names of its keypoints."""
+    return make_plan(AUGMENTATIONS, HOST_AUGMENTATIONS, BATCH_AUGMENTATIONS, components, where, points)

@@ -40,8 +40,9 @@ def crop(image: jax.Array, mask: jax.Array | None, key: jax.Array, *, padding: i
     return _resample(image, mask, jnp.arange(height) + offset[0], jnp.arange(width) + offset[1], fill, mask_fill)
 
 
-def flip(image: jax.Array, mask: jax.Array | None, key: jax.Array, *, probability: float = 0.5) -> Pair:
-    """Mirrors left and right."""
+def flip(image: jax.Array, mask: jax.Array | None, key: jax.Array, *, probability: float = 0.5,
+         pairs: tuple[tuple[str, str], ...] = ()) -> Pair:
+    """Mirrors left and right; `pairs` names keypoints that then change places, (("left eye", "right eye"),)."""
     turn = jax.random.uniform(key) < probability
     image = jnp.where(turn, image[:, ::-1], image)
     return image, None if mask is None else jnp.where(turn, mask[:, ::-1], mask)

@@ -45,8 +45,9 @@ def crop(image: np.ndarray, mask: np.ndarray | None, generator: Generator, *, pa
     return image, np.pad(mask, border, constant_values=mask_fill)[top:top + height, left:left + width]
 
 
-def flip(image: np.ndarray, mask: np.ndarray | None, generator: Generator, *, probability: float = 0.5) -> Pair:
-    """Mirrors left and right."""
+def flip(image: np.ndarray, mask: np.ndarray | None, generator: Generator, *, probability: float = 0.5,
+         pairs: tuple[tuple[str, str], ...] = ()) -> Pair:
+    """Mirrors left and right; `pairs` names keypoints that then change places, (("left eye", "right eye"),)."""
     if generator.random() >= probability:
         return image, mask
     return image[:, ::-1], None if mask is None else mask[:, ::-1]

@@ -16,7 +16,8 @@ import pydantic
 
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.spec import Component, check_arguments
-from transfer_jax.data.augment import boxes
+from transfer_jax.data.augment.following import ENTRIES, Following, follow, trimmed
+from transfer_jax.data.targets import TARGETS
 
 SUPPLIED = ("image", "mask", "key", "generator", "size", "batch", "classes")
 _BATCH_SALT = 1000  # batch-level draws must not meet the keys of examples
@@ -30,7 +31,7 @@ class Plan:
     device: tuple[Callable, ...]
     host: tuple[Callable, ...]
     batch: tuple[Callable, ...]
-    moves: tuple[Callable | None, ...] = ()  # how boxes follow, for each of `device`
+    following: tuple[Following, ...] = ()  # how the rest follows, for each of `device`
 
     @property
     def crops_to_size(self) -> bool:
@@ -41,39 +42,32 @@ class Plan:
         """Augments a batch of float images. `key` belongs to (seed, step); example j folds in slots[j]. Traced."""
         if per_example and self.device:
             keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
-            image, mask, moved = jax.vmap(self._one)(batch["image"], batch.get("mask"), batch.get("boxes"), keys)
-            batch = {**batch, "image": image} | ({} if mask is None else {"mask": mask})
-            batch |= {} if moved is None else {"boxes": moved}
+            batch = {**batch, **jax.vmap(self._one)({name: batch[name] for name in ENTRIES if name in batch}, keys)}
         for number, function in enumerate(self.batch):
             salted = jax.random.fold_in(jax.random.fold_in(key, np.uint32(0xFFFFFFFF)), _BATCH_SALT + number)
             batch = function(batch, salted, classes)
         return batch
 
-    def _one(self, image: jax.Array, mask: jax.Array | None, held: jax.Array | None, key: jax.Array) -> tuple:
-        size = image.shape[:2]
+    def _one(self, example: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         for number, function in enumerate(self.device):
             own = jax.random.fold_in(key, number)
-            if held is not None and self.moves[number] is not None:
-                held = self.moves[number](held, functools.partial(jax.random.uniform, own), size, jnp)
-            image, mask = function(image, mask, own)
-        return image, mask, None if held is None else boxes.cut(held, size, jnp)
+            example = self.following[number](example, functools.partial(function, key=own),
+                                             functools.partial(jax.random.uniform, own), jnp)
+        return trimmed(example, jnp)
 
     def apply_host(self, example: dict[str, np.ndarray], generator: np.random.Generator,
                    size: tuple[int, int] | None) -> dict[str, np.ndarray]:
         """Augments one example of uint8 image; `size` is what a first random_resized_crop resizes to."""
-        image, mask, held = example["image"], example.get("mask"), example.get("boxes")
         for number, function in enumerate(self.host):
             if number == 0 and self.crops_to_size:
                 function = functools.partial(function, size=size)
-            if held is not None and self.moves[number] is not None:
-                # A copy draws the numbers that the image's augmentation draws next.
-                draw = copy.deepcopy(generator).random
-                held = self.moves[number](held, lambda shape, draw=draw: draw(shape or None), image.shape[:2], np)
-            image, mask = function(image, mask, generator)
-        kept = {} if mask is None else {"mask": mask}
-        if held is not None:
-            kept["boxes"] = boxes.cut(held, image.shape[:2], np)
-        return {**example, "image": np.ascontiguousarray(image), **kept}
+            # A copy draws the numbers that the image's augmentation draws next.
+            start = copy.deepcopy(generator)
+            example = self.following[number](
+                example, functools.partial(function, generator=generator),
+                lambda shape, start=start: copy.deepcopy(start).random(shape or None), np)
+        example = trimmed(example, np)
+        return {**example, "image": np.ascontiguousarray(example["image"])}
 
     def check(self, example: Mapping[str, np.ndarray], where: str) -> None:
         """Raises where an augmentation cannot serve the data."""
@@ -81,15 +75,19 @@ class Plan:
             raise UserError(f"{where}: mixup cannot mix masks; use cutmix or remove it")
         if "boxes" in example and self.batch:
             raise UserError(f"{where}: mixup and cutmix do not know what becomes of boxes; remove them, or 'boxes'")
+        if self.batch and TARGETS.keys() & set(example):
+            raise UserError(f"{where}: mixup and cutmix do not know what becomes of "
+                            f"{' and '.join(sorted(TARGETS.keys() & set(example)))}; remove them, or the 'targets'")
         if self.batch and any(key.startswith("known/") for key in example):
             raise UserError(f"{where}: some of its examples have no label, and {self.names[-1]} would mix them with "
                             f"others; remove it")
 
 
 def make_plan(device: Mapping[str, Callable], host: Mapping[str, Callable], batch: Mapping[str, Callable],
-              components: tuple[Component, ...], where: str) -> Plan:
-    """Binds the components; unknown names or arguments, and mixing before the end of the list, are UserErrors."""
-    bound: dict[str, list] = {"device": [], "host": [], "batch": [], "moves": []}
+              components: tuple[Component, ...], where: str, points: tuple[str, ...] = ()) -> Plan:
+    """Binds the components; unknown names or arguments, and mixing before the end of the list, are UserErrors.
+    `points`: names of the keypoints, which a flip may exchange."""
+    bound: dict[str, list] = {"device": [], "host": [], "batch": [], "following": []}
     for number, component in enumerate(components):
         place = f"{where} augment.{number}"
         if component.kind in batch:
@@ -102,8 +100,7 @@ def make_plan(device: Mapping[str, Callable], host: Mapping[str, Callable], batc
         else:
             bound["device"].append(_bind(device[component.kind], component, place))
             bound["host"].append(_bind(host[component.kind], component, place))
-            move = boxes.MOVES.get(component.kind)
-            bound["moves"].append(functools.partial(move, **component.arguments) if move else None)
+            bound["following"].append(follow(component, device[component.kind], points, place))
     return Plan(tuple(item.kind for item in components), *(tuple(bound[key]) for key in bound))
 
 

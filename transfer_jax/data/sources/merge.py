@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component, build
-from transfer_jax.data.dataset import Concatenation, Dataset, Relabelled, keep_classes
+from transfer_jax.data.dataset import Concatenation, Dataset
 from transfer_jax.data.label_space import unite
+from transfer_jax.data.relabelling import Relabelled, keep_classes
 from transfer_jax.data.splits import take_split
+from transfer_jax.data.targets import TARGETS
 
 Classes = tuple[str | int, ...] | dict[str, str | None]
 
@@ -39,7 +41,8 @@ def merge_source(*, parts: tuple[dict[str, Any], ...],
     are those kept, in this order, or {old name: new name} (None: left out). Then the classes of all parts are united
     by name: they have to be the `same`, or become their `union` or what is `common`, or a map {new: (old, ...)} says
     of every class where it goes; examples of those `left_out` go. See `label_space.unite` for what counts as a
-    conflict. Labels that only some parts have are missing in the others: see `Dataset.partial`.
+    conflict. Where no part has labels or masks, these are the classes of boxes. Labels that only some parts have are
+    missing in the others: see `Dataset.partial`.
 
     Either every part names its split, and the merged data set has one split, 'train'; or none does, and the splits
     that all parts have are merged name by name.
@@ -66,12 +69,17 @@ def _merged(parts: Sequence[_Part], chosen: list[Dataset], classes: str | Mappin
     if "mask" in partial and "label" in partial:
         raise UserError("some parts of the 'merge' have labels and others have masks, whose classes are not the same "
                         "thing; give each a stream and a task of its own, which one stage can train together")
-    naming = [number for number, found in enumerate(kinds) if found]
-    space = unite([(parts[number].name, chosen[number].class_names) for number in naming], classes,
+    naming = [number for number, found in enumerate(kinds) if found & {"label", "mask"}]
+    of_boxes = not naming
+    if of_boxes:
+        naming = [number for number, dataset in enumerate(chosen) if dataset.box_class_names]
+    names = {number: chosen[number].box_class_names if of_boxes else chosen[number].class_names for number in naming}
+    space = unite([(parts[number].name, names[number]) for number in naming], classes,
                   [_renames(parts[number].classes) for number in naming], left_out, "the data set of kind 'merge'")
     for number, new in zip(naming, space.numbers, strict=True):
-        if chosen[number].class_names != space.class_names or new.tolist() != list(range(len(new))):
-            chosen[number] = Relabelled(chosen[number], new, space.class_names)
+        if names[number] != space.class_names or new.tolist() != list(range(len(new))):
+            given = (None, (), new, space.class_names) if of_boxes else (new, space.class_names)
+            chosen[number] = Relabelled(chosen[number], *given)
     return Concatenation(chosen, [part.name for part in parts], partial)
 
 
@@ -83,7 +91,7 @@ def _kinds_of_label(dataset: Dataset) -> frozenset[str]:
     """Which labels its examples have, told by the first."""
     if not len(dataset):
         return frozenset()
-    return frozenset({"label", "mask"} & set(dataset.load(0)))
+    return frozenset({"label", "mask", *TARGETS} & set(dataset.load(0)))
 
 
 def _open_part(part: dict[str, Any], where: str) -> _Part:

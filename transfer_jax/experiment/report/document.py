@@ -18,7 +18,6 @@ from transfer_jax.experiment.report.tables import Table
 MOST_CURVES = 12
 MOST_LINES = 14
 MOST_BARS = 40
-MOST_MISTAKES = 24
 MOST_DETAILS = 3
 MOST_EMBEDDINGS = 2
 
@@ -70,7 +69,8 @@ class Document:
 
 def compose(runs: Sequence[Run], title: str | None = None) -> Document:
     """The whole report on `runs`; sections without anything to show are left out."""
-    from transfer_jax.experiment.report.task_section import several_task_blocks  # draws: slow to import
+    from transfer_jax.experiment.report.mistakes import mistake_blocks, shown_results  # draw: slow to import
+    from transfer_jax.experiment.report.task_section import several_task_blocks
 
     asked = layout(runs)
     table = pivot(runs, asked)
@@ -82,7 +82,8 @@ def compose(runs: Sequence[Run], title: str | None = None) -> Document:
         Section("Choosing without target labels", _choices(runs, asked)),
         Section("Learning curves", curves(runs, asked)),
         Section("Confusion", [block for run, result in chosen for block in _confusion(run, result, len(runs) > 1)]),
-        Section("Worst mistakes", [block for run, result in chosen for block in _mistakes(run, result)]),
+        Section("Worst mistakes", [block for run, result in shown_results(runs, table, chosen)
+                                   for block in mistake_blocks(run, result)]),
         Section("Calibration", _calibration(chosen)),
         Section("Features before and after", [block for run, result in _moved_features(runs, table)
                                               for block in _embedding(run, result)]),
@@ -279,7 +280,7 @@ def _confusion(run: Run, result: Result, several: bool) -> list[Block]:
     if result.confusion is not None:
         from transfer_jax.experiment.report import figures
 
-        unit = "pixels" if _segments(run, result) else "images"
+        unit = "pixels" if "masks_true" in (run.predictions(result.stage, result.stream) or {}) else "images"
         caption = f"{name}: confusion in % of the true class, {unit} of all seeds."
         blocks.append(Picture(f"confusion_{slug(run.name)}_{slug(result.stage)}", "svg",
                               figures.confusion_matrix(result.confusion, result.class_names), caption))
@@ -287,48 +288,6 @@ def _confusion(run: Run, result: Result, several: bool) -> list[Block]:
         blocks += [pairs] if pairs else []
     classes = scores.class_table(result, f"Every class: {name}")
     return [*blocks, *([classes] if classes else [])]
-
-
-def _segments(run: Run, result: Result) -> bool:
-    arrays = run.predictions(result.stage, result.stream)
-    return arrays is not None and "masks_true" in arrays
-
-
-def _mistakes(run: Run, result: Result) -> list[Block]:
-    arrays = run.predictions(result.stage, result.stream)
-    if arrays is None or not len(arrays.get("thumbnails", ())):
-        return []
-    from transfer_jax.experiment.report import figures
-    from transfer_jax.experiment.report.boxes_figure import boxes_picture
-
-    masks, boxes = "masks_true" in arrays, "boxes_true" in arrays
-    names = dict(enumerate(result.class_names))
-    pictures = []
-    for i, row in enumerate(arrays["thumbnail_rows"]):
-        one_class = not masks and not boxes
-        if len(pictures) == MOST_MISTAKES or (one_class and arrays["label"][row] == arrays["prediction"][row]):
-            continue
-        layers = [arrays["masks_true"][i], arrays["masks_predicted"][i]] if masks else []
-        if boxes:
-            image = boxes_picture(*(arrays[key][i] for key in ("thumbnails", "boxes_true", "boxes_predicted")), names)
-        else:
-            image = figures.thumbnail(arrays["thumbnails"][i], layers)
-        pictures.append(Picture(f"mistake_{slug(run.name)}_{slug(result.stage)}_{i:02d}", "png", image,
-                                _mistake_caption(arrays, int(row), names, masks or boxes), small=True))
-    what = {"boxes": "objects, then answers with their score in percent", "masks": "image, true classes, predicted "
-            "classes"}.get("boxes" * boxes + "masks" * masks, "true class, then what was predicted and how surely")
-    if not pictures:
-        return []
-    return [f"{run.title(result.stage)} on {result.stream}, first seed, highest loss first: {what}.",
-            Gallery(pictures)]
-
-
-def _mistake_caption(arrays: Mapping[str, np.ndarray], row: int, names: Mapping[int, str], masks: bool) -> str:
-    if masks:
-        return f"loss {arrays['loss'][row]:.2f}" if "loss" in arrays else ""
-    true, predicted = (names.get(int(arrays[key][row]), str(arrays[key][row])) for key in ("label", "prediction"))
-    sure = f" ({100 * arrays['confidence'][row]:.0f} %)" if "confidence" in arrays else ""
-    return f"{true} → {predicted}{sure}"
 
 
 def _calibration(chosen: Sequence[tuple[Run, Result]]) -> list[Block]:
