@@ -35,7 +35,7 @@ def test_runs_are_joined_and_become_one_section(script):
     runs = [invented("combinations", {"trained alone": 0.5, "fixed": 0.6, "FAMO": 0.4}),
             invented("combinations_more", {"fixed": 0.9, "MGDA": 0.7})]
     runs[0].metrics.append({"kind": "train", "stage": "MGDA", "step": 1, "metrics": {}})  # broken off in that one
-    run = script.joined(runs)
+    run = script.joined("combinations", runs)
     assert [line["step"] for line in run.metrics if line["stage"] == "MGDA"] == [1, 2] and run.metrics[-1]["metrics"]
     assert list(run.stages) == ["trained alone", "fixed", "FAMO", "MGDA"] and len(run.results) == 8
     text = script.section(run)
@@ -43,6 +43,18 @@ def test_runs_are_joined_and_become_one_section(script):
     assert {path.name for path in (script.DOCS / "figures").iterdir()} == {
         "multitask_trade_combinations.svg", "multitask_terms_combinations_FAMO.svg",
         "multitask_terms_combinations_MGDA.svg"}
+
+
+def test_the_page_of_sharing_tells_what_every_way_costs(script):
+    run = invented("sharing", {"single networks": 0.5, "hard sharing": 0.6})
+    run.stages["alone_too"] = {"title": "single networks"}
+    for number, facts in enumerate(run.stages.values()):
+        facts |= {"trainable": 1000 * (number + 1), "seconds": 2.4}
+    run.metrics.append({"kind": "train", "stage": "hard sharing", "step": 3, "metrics": {
+        f"affinity/{a}/{b}": [0.01, 0.02] for a in ("digits", "scenes") for b in ("digits", "scenes")}})
+    text = script.section(run)
+    assert "| single networks | 2 | 4,000 | 5 |" in text and "| hard sharing | 1 | 2,000 | 2 |" in text
+    assert "digits + scenes" in text and "multitask_affinity_sharing_hard_sharing.svg" in text
 
 
 def test_an_empty_folder_is_told(script, tmp_path):
