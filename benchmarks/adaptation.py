@@ -1,6 +1,6 @@
 """What a step of domain adaptation costs beside the two forward-backward passes that it needs, one for each domain.
 
-    python benchmarks/adaptation.py [--rounds 9] [--steps 30] [--batch 64] [--network lenet|resnet8]
+    PYTHONPATH=. python benchmarks/adaptation.py [--rounds 9] [--steps 30] [--batch 64] [--network lenet|resnet8]
 
 The two passes are a stage of the same engine that learns the labels of both domains, with the same network, batches
 and optimizer. DANN, CDAN and DAN learn the source's labels and align the target. All are timed turn by turn in one
@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -26,8 +25,8 @@ from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import fresh_variables, names_of_metrics, prepare
 from transfer_jax.recipes import Setting, expand, grafted
+from transfer_jax.training.chunk import compile_chunk
 from transfer_jax.training.progress import print_table
-from transfer_jax.training.step import compile_chunk
 
 NETWORKS = {"lenet": (dict(kind="lenet", dense=(500, 256)), 28, 1), "resnet8": (dict(kind="cifar_resnet8"), 32, 3)}
 RECIPES = {"DANN": "dann", "CDAN": "cdan", "CDAN+E": "cdan(entropy=True)", "DAN": "dan"}
@@ -67,11 +66,11 @@ def runner(assembly: Assembly, stage: str) -> Callable[[int], None]:
     seeds = ready.seeds((0,))
     names = names_of_metrics(ready, (params, stats), {}, feeds, seeds)
     state, constants = ready.start(params, stats, len(names), 1)
-    chunk = compile_chunk(ready.program, 1, ready.program.partition.active(0))
+    chunk = compile_chunk([(ready.program, ready.program.partition.active(0))], 1)
     holder = {"state": state}
 
     def run(steps: int) -> None:
-        holder["state"] = chunk(holder["state"], constants, feeds, seeds, jnp.int32(0), jnp.int32(steps))
+        holder["state"], = chunk((holder["state"],), (constants,), (feeds,), (seeds,), np.int32([0]), np.int32([steps]))
         jax.block_until_ready(holder["state"])
 
     return run

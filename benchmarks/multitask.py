@@ -1,7 +1,7 @@
 """What combining the losses, or the gradients, of several tasks costs beside their plain sum.
 
-    python benchmarks/multitask.py [--tasks 2 4 8] [--rounds 7] [--steps 10] [--batch 32] [--network resnet8|small_cnn]
-                                   [--only KIND ...]
+    PYTHONPATH=. python benchmarks/multitask.py [--tasks 2 4 8] [--rounds 7] [--steps 10] [--batch 32]
+                                                [--network resnet8|small_cnn] [--only KIND ...]
 
 All stages share one network with a linear head for every task, data, batches and optimizer, and are timed turn by turn
 in one run. A combination of losses is compared with the plain sum; a rule for gradients with the plain sum and T - 1
@@ -32,8 +32,8 @@ from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import added_parameters, fresh_variables, names_of_metrics, prepare
 from transfer_jax.objectives import COMBINATIONS, GRADIENT_RULES
+from transfer_jax.training.chunk import compile_chunk
 from transfer_jax.training.progress import print_table
-from transfer_jax.training.step import compile_chunk
 
 NETWORKS = {"resnet8": (dict(kind="cifar_resnet8"), 32), "resnet20": (dict(kind="cifar_resnet20"), 32),
             "small_cnn": (dict(kind="small_cnn", widths=(16, 32, 64, 64), norm="batch"), 40)}
@@ -68,12 +68,13 @@ def stage(assembly: Assembly, name: str) -> Side:
     seeds = ready.seeds((0,))
     names = names_of_metrics(ready, (params, stats), {}, feeds, seeds)
     state, constants = ready.start(params, stats, len(names), 1)
-    chunk = compile_chunk(ready.program, 1, ready.program.partition.active(0)).lower(
-        state, constants, feeds, seeds, jnp.int32(0), jnp.int32(1)).compile()
+    first = np.int32([0])
+    chunk = compile_chunk([(ready.program, ready.program.partition.active(0))], 1).lower(
+        (state,), (constants,), (feeds,), (seeds,), first, first).compile()
     holder = {"state": state}
 
     def run(steps: int) -> None:
-        holder["state"] = chunk(holder["state"], constants, feeds, seeds, jnp.int32(0), jnp.int32(steps))
+        holder["state"], = chunk((holder["state"],), (constants,), (feeds,), (seeds,), first, np.int32([steps]))
         jax.block_until_ready(holder["state"])
 
     return run, chunk.memory_analysis().temp_size_in_bytes / 2**20

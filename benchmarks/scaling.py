@@ -48,7 +48,8 @@ from transfer_jax.training.checkpoint import Checkpoints
 from transfer_jax.training.chips import Chip, machine
 from transfer_jax.training.collectives import KINDS, Collective, collectives
 from transfer_jax.training.interruption import StopRequest
-from transfer_jax.training.loop import Cadence, Hooks, train
+from transfer_jax.training.lane import Cadence, Hooks, Lane
+from transfer_jax.training.loop import train
 from transfer_jax.training.memory import gigabytes
 from transfer_jax.training.progress import print_table
 from transfer_jax.training.sharding import Layout
@@ -293,8 +294,9 @@ def windows(spec: ExperimentSpec, folder: Path, length: int) -> tuple[list[float
         return None
 
     with StopRequest() as stop:
-        train(ready.program, state, constants, {}, ready.seeds((0,)), 0, ["accuracy", "loss"],
-              Cadence(length, 0, length), Hooks(nothing, nothing, point, nothing, nothing), stop, length)
+        lane = Lane("fit", ready.program, state, constants, {}, ready.seeds((0,)), ["accuracy", "loss"],
+                    Cadence(length, 0, length), Hooks(nothing, nothing, point, nothing))
+        train([lane], stop, length)
     checkpoints.wait()
     times = times[1:]  # the first holds the compilation; then a window after a save and one without take turns
     pairs = len(times) // 2

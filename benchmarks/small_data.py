@@ -1,6 +1,6 @@
 """Steps per second of the quickstart's fine-tuning stage, against the same network and batch in PyTorch (CPU build).
 
-    python benchmarks/small_data.py [--rounds 7] [--steps 100]
+    PYTHONPATH=. python benchmarks/small_data.py [--rounds 7] [--steps 100]
 
 Both are timed in one run, turn by turn, and the ratio of the medians is printed: five seeds trained together and one
 seed alone on our side, one seed after the other in PyTorch (eager, and eager in channels-last layout). A step is
@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -25,8 +24,8 @@ from transfer_jax.core.spec import build
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import fresh_variables, prepare
+from transfer_jax.training.chunk import compile_chunk
 from transfer_jax.training.progress import print_table
-from transfer_jax.training.step import compile_chunk
 
 STAGE = "finetune_10"
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,12 +38,12 @@ def ours(seeds: int) -> tuple[Callable[[int], None], int]:
     ready = prepare(assembly, STAGE)
     state, constants = ready.start(*fresh_variables(assembly), 2, assembly.members)
     feeds = {name: assembly.feed(name) for name in ready.program.streams}
-    chunk = compile_chunk(ready.program, assembly.members, ready.program.partition.active(0))
+    chunk = compile_chunk([(ready.program, ready.program.partition.active(0))], assembly.members)
     holder = {"state": state}
 
     def run(steps: int) -> None:
-        holder["state"] = chunk(holder["state"], constants, feeds, ready.seeds(spec.seeds), jnp.int32(0),
-                                jnp.int32(steps))
+        holder["state"], = chunk((holder["state"],), (constants,), (feeds,), (ready.seeds(spec.seeds),), np.int32([0]),
+                                 np.int32([steps]))
         jax.block_until_ready(holder["state"])
 
     return run, seeds

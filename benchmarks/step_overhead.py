@@ -1,6 +1,6 @@
 """What the engine costs: its step with all features off, against a jitted step written by hand for the same network.
 
-    python benchmarks/step_overhead.py [--rounds 15] [--steps 100]
+    PYTHONPATH=. python benchmarks/step_overhead.py [--rounds 15] [--steps 100]
 
 Both train the quickstart's network with Adam on batches gathered on the device, many steps a dispatch, and are timed
 turn by turn in one run. The hand-written loop draws its examples with `jax.random.randint` and knows nothing of
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from rich.console import Console
 
@@ -26,8 +27,8 @@ from transfer_jax.core.spec import build
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import fresh_variables, prepare
+from transfer_jax.training.chunk import compile_chunk
 from transfer_jax.training.progress import print_table
-from transfer_jax.training.step import compile_chunk
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs/quickstart.py:seeds=1"
 STAGE = "finetune_10"
@@ -38,11 +39,12 @@ def engine(assembly: Assembly) -> Callable[[int], None]:
     ready = prepare(assembly, STAGE)
     state, constants = ready.start(*fresh_variables(assembly), 2, 1)
     feeds = {name: assembly.feed(name) for name in ready.program.streams}
-    chunk = compile_chunk(ready.program, 1, ready.program.partition.active(0))
+    chunk = compile_chunk([(ready.program, ready.program.partition.active(0))], 1)
     holder = {"state": state}
 
     def run(steps: int) -> None:
-        holder["state"] = chunk(holder["state"], constants, feeds, ready.seeds((0,)), jnp.int32(0), jnp.int32(steps))
+        holder["state"], = chunk((holder["state"],), (constants,), (feeds,), (ready.seeds((0,)),), np.int32([0]),
+                                 np.int32([steps]))
         jax.block_until_ready(holder["state"])
 
     return run

@@ -27,7 +27,8 @@ from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import ReadyStage, added_parameters, fresh_variables, names_of_metrics, prepare
 from transfer_jax.training.interruption import StopRequest
-from transfer_jax.training.loop import Cadence, Hooks, train
+from transfer_jax.training.lane import Cadence, Hooks, Lane
+from transfer_jax.training.loop import train
 from transfer_jax.training.state import State
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,10 +106,11 @@ def trained(spec: ExperimentSpec, stage: str = "only", steps_per_dispatch: int =
     before = jax.device_get(state)
     logged: list[dict[str, np.ndarray]] = []
     hooks = Hooks(log=lambda step, means: logged.append(means), evaluate=lambda *a: None, save=lambda *a: None,
-                  advance=lambda *a: None, compiled=lambda *a: None)
+                  advance=lambda *a: None)
+    lane = Lane(stage, ready.program, state, constants, feeds, seeds, names, Cadence(spec.log_every, 0, 0), hooks)
     with StopRequest() as stop:
-        state = train(ready.program, state, constants, feeds, seeds, 0, names, Cadence(spec.log_every, 0, 0), hooks,
-                      stop, steps_per_dispatch)
+        train([lane], stop, steps_per_dispatch)
+    state = lane.state
     absent = np.full(len(spec.seeds), np.nan)
     metrics = {name: np.stack([means.get(name, absent) for means in logged]) for name in names if "#" not in name}
     return Trained(ready, before, jax.device_get(state), constants, metrics, state)

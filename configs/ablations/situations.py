@@ -3,7 +3,7 @@ and what the advisor chooses, who sees the network of half A and the training im
 
     python -m transfer_jax.train --config configs/ablations/situations.py --workdir runs/situations
     for stream in similar_small similar_large different_small different_large; do
-        python -m transfer_jax.advise --run runs/situations@base --stream $stream
+        python -m transfer_jax.advise --run runs/situations@base --stream $stream --verify --steps 120
     done
 
 Little is 10 labels per class; much is 400 of half B and 60 of the house numbers, which are all there are.
@@ -37,6 +37,7 @@ SVHN = dict(kind="arrays", path=str(DATA / "svhn_crops" / "svhn_train_first1083.
 CUTS = ("stem", "stage1", "stage2")  # all depths at which the advisor may cut the network
 RECIPES = {"linear probe": "linear_probe", **{f"cut behind {tap}": f"truncate(tap={tap})" for tap in CUTS},
            "last block": "partial(k=1)", "probe, then fine-tuning": "lp_ft",
+           "low rank": "lora(rank=4)", "layer decay": "layer_decay",
            "all at one rate": "situation(data=large_different)", "from scratch": "scratch"}
 
 

@@ -1,6 +1,6 @@
 """Writes docs/results.md and its figures from the folders of finished ablations:
 
-    python configs/ablations/write_results.py RUNS
+    PYTHONPATH=. python configs/ablations/write_results.py RUNS
 
 RUNS holds one folder for each ablation, named like its config; those that are not there keep their section.
 """

@@ -1,6 +1,6 @@
 """Makes the folders of domains that docs/adaptation_classical.md is about, from the standard data sets:
 
-    python configs/adaptation/domains.py OUT
+    PYTHONPATH=. python configs/adaptation/domains.py OUT
 
 OUT/office holds links to the SURF features of Office-Caltech10 (800 bins, 10 classes); OUT/amazon holds bag-of-words
 features of the Amazon reviews (2,000 a domain, positive or negative): counts of the 400 words that stand in most of the
@@ -69,7 +69,7 @@ def reviews(path: Path) -> list[str]:
 def main(arguments: Sequence[str]) -> int:
     """Both folders; a UserError where the data sets are absent."""
     if len(arguments) != 1:
-        raise UserError("give one folder: python configs/adaptation/domains.py OUT")
+        raise UserError("give one folder: PYTHONPATH=. python configs/adaptation/domains.py OUT")
     out = Path(arguments[0])
     office(out / "office")
     amazon(out / "amazon")

@@ -1,6 +1,6 @@
 """Writes the measured section of docs/adaptation.md and its figures from the folders of finished runs:
 
-    python configs/adaptation/write_page.py RUNS
+    PYTHONPATH=. python configs/adaptation/write_page.py RUNS
 
 RUNS holds one folder for each name of `CONFIGS`; those that are not there keep their section.
 """

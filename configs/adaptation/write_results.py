@@ -1,6 +1,6 @@
 """Writes docs/adaptation_classical.md and its figure from what the command `adapt` wrote:
 
-    python configs/adaptation/write_results.py RUNS
+    PYTHONPATH=. python configs/adaptation/write_results.py RUNS
 
 RUNS holds one folder for each command that the page shows (office_nn1, office_tca, office_gfk10, office_svm, amazon,
 amazon_labelled) with its `adapt.json`. Tables whose run is not there are left out.

@@ -2,7 +2,7 @@
 
     python -m transfer_jax.train --config configs/multitask/combinations.py --workdir DIR
     python -m transfer_jax.train --config 'configs/multitask/combinations.py:ways=fixed/MGDA,steps=800' --workdir DIR
-    python configs/multitask/write_page.py FOLDER_OF_RUNS
+    PYTHONPATH=. python configs/multitask/write_page.py FOLDER_OF_RUNS
 
 One small network, 50 labelled digits a class and 50 labelled scenes, 200 updates by Adam for every way, three seeds
 together; docs/multitask.md shows the scores of all ways. Measured on 2 CPU cores that about eight other processes kept

@@ -1,10 +1,13 @@
 """The measured section of docs/multitask.md is made of what runs left."""
 
+import dataclasses
+import io
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_experiment import ROOT
 
 from transfer_jax.core.config import load_module
@@ -35,10 +38,10 @@ def test_runs_are_joined_and_become_one_section(script):
     runs = [invented("combinations", {"trained alone": 0.5, "fixed": 0.6, "FAMO": 0.4}),
             invented("combinations_more", {"fixed": 0.9, "MGDA": 0.7})]
     runs[0].metrics.append({"kind": "train", "stage": "MGDA", "step": 1, "metrics": {}})  # broken off in that one
-    run = script.joined("combinations", runs)
+    run = script.joined(runs)
     assert [line["step"] for line in run.metrics if line["stage"] == "MGDA"] == [1, 2] and run.metrics[-1]["metrics"]
     assert list(run.stages) == ["trained alone", "fixed", "FAMO", "MGDA"] and len(run.results) == 8
-    text = script.section(run)
+    text = script.section("combinations", run)
     assert "| fixed | 0.650" in text and "| MGDA | 0.750" in text  # the first run's, where both have a way
     assert {path.name for path in (script.DOCS / "figures").iterdir()} == {
         "multitask_trade_combinations.svg", "multitask_terms_combinations_FAMO.svg",
@@ -52,9 +55,22 @@ def test_the_page_of_sharing_tells_what_every_way_costs(script):
         facts |= {"trainable": 1000 * (number + 1), "seconds": 2.4}
     run.metrics.append({"kind": "train", "stage": "hard sharing", "step": 3, "metrics": {
         f"affinity/{a}/{b}": [0.01, 0.02] for a in ("digits", "scenes") for b in ("digits", "scenes")}})
-    text = script.section(run)
+    text = script.section("sharing", run)
     assert "| single networks | 2 | 4,000 | 5 |" in text and "| hard sharing | 1 | 2,000 | 2 |" in text
     assert "digits + scenes" in text and "multitask_affinity_sharing_hard_sharing.svg" in text
+
+
+def test_answers_are_drawn_one_below_the_other(script, tmp_path):
+    run = dataclasses.replace(invented("camvid", {"a": 0.5}), path=tmp_path)
+    with pytest.raises(UserError, match="no drawn answers of stage 'a'"):
+        script.examples(run, "a", "scenes")
+    masks = np.zeros((5, 56, 60), np.uint8)
+    (tmp_path / "predictions" / "a").mkdir(parents=True)
+    np.savez(tmp_path / "predictions" / "a" / "scenes.npz", masks_true=masks, masks_predicted=masks + 1,
+             thumbnails=np.zeros((5, 56, 60, 3), np.uint8))
+    picture = np.asarray(Image.open(io.BytesIO(script.examples(run, "a", "scenes"))))
+    assert picture.shape == (3 * 2 * 56, 2 * 182, 3)
+    assert picture[:, -100:].any() and not picture[:, :100].any()
 
 
 def test_an_empty_folder_is_told(script, tmp_path):

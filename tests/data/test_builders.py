@@ -9,7 +9,7 @@ import pytest
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component
 from transfer_jax.data import open_source
-from transfer_jax.data.builders import digit_pool
+from transfer_jax.data.builders import digit_pool, digit_scenes
 
 
 def source(name, **arguments):
@@ -61,6 +61,24 @@ def test_scenes(config):
             assert (scene["mask"][top:bottom, left:right] == label + 1).any()
         assert (scene["mask"][~covered] == 0).all()
         assert set(scene["mask"][scene["mask"] > 0] - 1) <= set(scene["box_labels"].tolist())
+        assert np.flatnonzero(scene["labels"]).tolist() == sorted(set(scene["box_labels"].tolist()))
+        for label, (x, y, seen) in enumerate(scene["keypoints"]):
+            own = scene["boxes"][scene["box_labels"] == label]
+            assert (seen == 2) == (len(own) == 1)
+            np.testing.assert_allclose([y, x], (own[0, :2] + own[0, 2:]) / 2 if seen else 0, atol=1e-6)
+        assert ((scene["depth"] > 0) == (scene["mask"] > 0)).all() and 1 <= scene["depth"].max() <= 16 / 12 + 1e-6
+        known = scene["normals"].any(-1)
+        np.testing.assert_allclose(np.linalg.norm(scene["normals"][known], axis=-1), 1, rtol=1e-5)
+        assert known[scene["mask"] > 0].all() and not known.all() and (scene["normals"][known][:, 2] > 0).all()
+    assert train.columns == {"labels": tuple("0123456789"), "keypoints": tuple("0123456789")}
+
+
+def test_a_relief_is_steepest_across_its_edges():
+    canvas = np.zeros((40, 40), np.uint8)
+    canvas[:, 10:] = 255
+    normals = digit_scenes._relief(canvas)
+    assert not normals[:, :10].any() and (normals[:, 12:] == [0, 0, 1]).all()
+    np.testing.assert_allclose(normals[5, 10], np.array([-2, 0, 1]) / np.sqrt(5), rtol=1e-6)
 
 
 def test_wrong_arguments_are_explained():

@@ -232,8 +232,8 @@ def test_a_task_sets_the_limits_of_its_answers():
     labels = jnp.array([[0.1, 0.1, 0.4, 0.5, 1], [0.5, 0.4, 1.0, 0.9, 0], NONE], jnp.float32)
     outputs = with_truth(labels)[None]
 
-    def found(**answers):
-        return predict(TaskSpec(kind="detection", head="boxes", answers=answers), outputs)["prediction"][0]
+    def found(**limits):
+        return predict(TaskSpec(kind="detection", head="boxes", limits=limits), outputs)["prediction"][0]
 
     whole = found()
     np.testing.assert_array_equal(found(most=1), whole[:1])
@@ -241,7 +241,7 @@ def test_a_task_sets_the_limits_of_its_answers():
     assert (found(overlap=1.0)[:, 4] >= 0).sum() > (whole[:, 4] >= 0).sum() == 2  # nothing is suppressed
     with pytest.raises(UserError, match="most=0"):
         found(most=0)
-    with pytest.raises(UserError, match="unknown argument 'mots' in 'answers' of a detection task.*'most'"):
+    with pytest.raises(UserError, match="unknown argument 'mots' in 'limits' of a detection task.*'most'"):
         found(mots=3)
 
 

@@ -8,7 +8,7 @@ from tiny_experiment import same_leaves, single, start, trained
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.objectives import TERMS
-from transfer_jax.training.step import compile_chunk
+from transfer_jax.training.chunk import compile_chunk
 
 SECOND = {"model.heads.second": {"kind": "linear"}, "tasks.second": {"kind": "classification", "head": "second"}}
 SGD = {"optimizer": {"kind": "sgd", "momentum": 0.0}, "lr": 0.1, "steps": 1}
@@ -73,11 +73,12 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(digits_file, kind):
 def test_what_is_carried_moves_and_a_stopped_run_goes_on_with_it(digits_file, kind):
     combine = {"kind": kind, **({"window": 2} if kind == "dynamic_average" else {})}
     ready, state, constants, feeds, seeds, _ = start(two(digits_file, combine, {"steps": 8}))
-    chunk = compile_chunk(ready.program, 1, frozenset({"all"}))
+    chunk = compile_chunk([(ready.program, frozenset({"all"}))], 1)
     first = jax.device_get(state.carried["combine/0"])
 
     def steps(state, begin, count):
-        return chunk(jax.tree.map(jnp.asarray, state), constants, feeds, seeds, jnp.int32(begin), jnp.int32(count))
+        return chunk((jax.tree.map(jnp.asarray, state),), (constants,), (feeds,), (seeds,), np.int32([begin]),
+                     np.int32([count]))[0]
 
     held = jax.device_get(state)
     whole = jax.device_get(steps(held, 0, 8))

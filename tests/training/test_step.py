@@ -10,7 +10,7 @@ from tiny_experiment import same_leaves, single, start, trained
 from transfer_jax.core.paths import unflatten
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.training import step
-from transfer_jax.training.step import compile_chunk
+from transfer_jax.training.chunk import compile_chunk
 
 STEPS = 20
 
@@ -117,10 +117,10 @@ def test_the_average_follows_its_formula(digits_file, warmup):
     decay = 0.5
     spec = single(digits_file, {"ema": {"decay": decay, "warmup": warmup}, "steps": 6})
     ready, state, constants, feeds, seeds, names = start(spec)
-    chunk = compile_chunk(ready.program, 1, frozenset({"all"}))
+    chunk = compile_chunk([(ready.program, frozenset({"all"}))], 1)
     expected = {path: np.asarray(leaf) for path, leaf in state.trainable.items()}
     for number in range(6):
-        state = chunk(state, constants, feeds, seeds, jnp.int32(number), jnp.int32(1))
+        state, = chunk((state,), (constants,), (feeds,), (seeds,), np.int32([number]), np.int32([1]))
         rate = min(decay, (1 + number) / (10 + number)) if warmup else decay
         expected = {path: rate * old + (1 - rate) * np.asarray(state.trainable[path]) for path, old in expected.items()}
     for path, leaf in expected.items():

@@ -1,14 +1,13 @@
 """Objectives beyond one loss: alternating updates, gradient rules, learned weights, adversarial terms."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_experiment import same_leaves, single, start, trained
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.params.schedules import SCHEDULES
-from transfer_jax.training.step import compile_chunk
+from transfer_jax.training.chunk import compile_chunk
 
 DIGITS = {"kind": "task", "task": "digits", "stream": "train"}
 SGD = {"kind": "sgd", "momentum": 0.0}
@@ -107,8 +106,8 @@ def test_the_adversarial_term_moves_the_backbone_against_the_classifier(digits_f
         ready, state, constants, feeds, seeds, _ = start(single(
             digits_file, {"objective": {"terms": terms}, "optimizer": SGD, "lr": 1.0, "steps": 1}, DISCRIMINATOR))
         before = jax.device_get(state.trainable)
-        after = compile_chunk(ready.program, 1, frozenset({"all"}))(
-            state, constants, feeds, seeds, jnp.int32(0), jnp.int32(1)).trainable
+        after = compile_chunk([(ready.program, frozenset({"all"}))], 1)(
+            (state,), (constants,), (feeds,), (seeds,), np.int32([0]), np.int32([1]))[0].trainable
         return {path: np.asarray(after[path]) - before[path] for path in before}
 
     against, along = moved(1.0), moved(-1.0)

@@ -20,6 +20,7 @@ from transfer_jax.core.spec import Component, lookup
 from transfer_jax.data import open_stream
 from transfer_jax.evaluation import METRICS
 from transfer_jax.evaluation.validators import usable
+from transfer_jax.experiment.parallel import check_parallel
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec, ValidationSpec
 from transfer_jax.experiment.staying import all_methods
 from transfer_jax.models import HEADS
@@ -193,6 +194,7 @@ def check_names(spec: ExperimentSpec) -> None:
     for name, stage in spec.stages.items():
         _check_stage(spec, f"config.stages.{name}", stage, before)
         before.append(name)
+    check_parallel(spec)
     if spec.export is not None:
         _known("stage", spec.export, spec.stages, "config.export")
     for stream in spec.report.streams:

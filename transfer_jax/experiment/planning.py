@@ -6,10 +6,10 @@ those of the program as XLA compiles it for a CPU: another backend fuses and ord
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -17,12 +17,13 @@ from jax.sharding import PartitionSpec as P
 from transfer_jax.core.mesh import batch_spec
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.measuring import Measuring
+from transfer_jax.experiment.parallel import in_groups
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.experiment.stage import ReadyStage, check_layout, names_of_metrics, prepare
 from transfer_jax.training.chips import Chip
+from transfer_jax.training.chunk import compile_chunk
 from transfer_jax.training.memory import COLUMNS, Plan, device_limit, make_plan, plan_row
 from transfer_jax.training.progress import print_table
-from transfer_jax.training.step import compile_chunk
 
 
 def imitate(devices: int) -> None:
@@ -52,10 +53,25 @@ def compiled_stages(spec: ExperimentSpec, chip: Chip | None) -> list[tuple[Plan,
     limit = device_limit() if chip is None else int(chip.memory)
     stages = [prepare(assembly, name) for name in spec.stages]
     check_layout(assembly.layout, stages)
-    return [_compiled(assembly, ready, limit) for ready in stages if ready.program.updates]
+    trained = {ready.name: ready for ready in stages if ready.program.updates}
+    groups = [[trained[name] for name in group if name in trained] for group in in_groups(spec)]
+    return [_compiled(assembly, group, limit) for group in groups if group]
 
 
-def _compiled(assembly: Assembly, ready: ReadyStage, limit: int | None) -> tuple[Plan, Any]:
+def _compiled(assembly: Assembly, group: Sequence[ReadyStage], limit: int | None) -> tuple[Plan, Any]:
+    """Stages that train in parallel are planned as one program; where they are not, their activations add up."""
+    outlines = [_outlined(assembly, ready) for ready in group]
+    given = tuple(zip(*outlines, strict=True))  # states, constants, feeds and seeds
+    parts = [(ready.program, ready.program.partition.active(ready.program.total_steps)) for ready in group]
+    shardings = tuple(jax.tree.map(lambda leaf: leaf.sharding, state) for state in given[0])
+    numbers = np.zeros(len(group), np.int32)
+    executable = compile_chunk(parts, assembly.members, shardings).lower(*given, numbers, numbers).compile()
+    name = " + ".join(ready.name for ready in group)
+    return make_plan(name, assembly.mesh.shape, *given[:3], [executable], limit), executable
+
+
+def _outlined(assembly: Assembly, ready: ReadyStage) -> tuple[Any, Any, Any, Any]:
+    """State, constants and feeds as shapes where they will lie, and seeds."""
     program, members = ready.program, assembly.members
     feeds = {name: _feed(assembly, name) for name in program.streams}
     params, stats = _with_members((dict(ready.shapes), assembly.variable_shapes.get("batch_stats", {})), members)
@@ -64,10 +80,7 @@ def _compiled(assembly: Assembly, ready: ReadyStage, limit: int | None) -> tuple
     names = names_of_metrics(ready, (params, stats), known, feeds, seeds)
     shapes = jax.eval_shape(lambda p, s, k: ready.start(p, s, len(names), members, k), params, stats, known)
     shardings = ready.shardings(*shapes)
-    state, constants = jax.tree.map(_outline, shapes, shardings)
-    chunk = compile_chunk(program, members, program.partition.active(program.total_steps), shardings[0])
-    executable = chunk.lower(state, constants, feeds, seeds, jnp.int32(0), jnp.int32(1)).compile()
-    return make_plan(ready.name, assembly.mesh.shape, state, constants, feeds, executable, limit), executable
+    return *jax.tree.map(_outline, shapes, shardings), feeds, seeds
 
 
 def _feed(assembly: Assembly, name: str) -> Any:

@@ -18,9 +18,11 @@ from transfer_jax.core.errors import UserError
 from transfer_jax.data import preprocess_image
 from transfer_jax.data.decoding import UnreadableImage
 from transfer_jax.data.sources.files import SUFFIXES
+from transfer_jax.experiment import answer_files
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.export import ExportedModel, export_model
 from transfer_jax.experiment.workdir import Workdir
+from transfer_jax.tasks import TASKS
 
 
 def predict_paths(folder: Path, inputs: Sequence[str], out: Path | None, *, task: str | None = None,
@@ -34,12 +36,17 @@ def predict_paths(folder: Path, inputs: Sequence[str], out: Path | None, *, task
     task = model.task(task)
     answers = list(answer(model, task, paths, batch_size, skip_bad))
     entry = model.description["tasks"][task]
-    if entry["task"]["kind"] == "detection":
-        write_boxes(out, answers, entry["class_names"])
-    elif entry["task"]["kind"] in ("segmentation", "boundary_detection"):
-        write_masks(out, answers, entry["class_names"] or ("inside", "boundary"))
+    kind, names = TASKS[entry["task"]["kind"]].answers, entry["class_names"]
+    if kind == "boxes":
+        write_boxes(out, answers, names)
+    elif kind == "masks":
+        write_masks(out, answers, names or ("inside", "boundary"))
+    elif kind in answer_files.FILES:
+        answer_files.write_files(out, answers, kind, entry["preprocessing"])
+    elif kind in answer_files.ROWS:
+        _write_rows(out, answer_files.ROWS[kind](answers, names))
     else:
-        write_answers(out, answers, entry["class_names"])
+        write_answers(out, answers, names)
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
@@ -99,7 +106,10 @@ def _read(path: Path, description: dict[str, Any], skip_bad: bool) -> np.ndarray
 def write_answers(out: Path | None, answers: Sequence[tuple[Path, dict[str, np.ndarray]]],
                   classes: Sequence[str]) -> None:
     """A row an image: path, class, confidence, and the probability of every class."""
-    rows = [_row(path, found, classes) for path, found in answers]
+    _write_rows(out, [_row(path, found, classes) for path, found in answers])
+
+
+def _write_rows(out: Path | None, rows: Sequence[dict[str, Any]]) -> None:
     if out is not None and out.suffix == ".json":
         out.write_text(json.dumps(rows, indent=1) + "\n")
     elif out is not None:

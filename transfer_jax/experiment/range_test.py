@@ -17,7 +17,8 @@ from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
 from transfer_jax.experiment.stage_run import StageRun
 from transfer_jax.params.partition import GroupSpec
 from transfer_jax.training.interruption import StopRequest
-from transfer_jax.training.loop import Cadence, Hooks, NotFinite, train
+from transfer_jax.training.lane import Cadence, Hooks, Lane, NotFinite
+from transfer_jax.training.loop import train
 from transfer_jax.training.progress import Progress
 from transfer_jax.training.writers import MetricWriter
 
@@ -85,11 +86,11 @@ def range_test(spec: ExperimentSpec, stage: str, low: float, high: float, steps:
         needed = _needed(spec, stage)
         if needed and workdir is None:
             workdir = Path(place) / "before"
-            Runner(spec.model_copy(update={"stages": {name: spec.stages[name] for name in needed}}), workdir,
-                   quiet=True).run()
+            alone = {"stages": {name: spec.stages[name] for name in needed}, "parallel": ()}
+            Runner(spec.model_copy(update=alone), workdir, quiet=True).run()
         only = _rising(spec, stage, low, high, steps, workdir)
-        return _measured(Runner(spec.model_copy(update={"stages": {stage: only}, "log_every": 1, "export": None}),
-                                Path(place) / "test", quiet=True), stage)
+        alone = {"stages": {stage: only}, "parallel": (), "log_every": 1, "export": None}
+        return _measured(Runner(spec.model_copy(update=alone), Path(place) / "test", quiet=True), stage)
 
 
 def _needed(spec: ExperimentSpec, stage: str) -> list[str]:
@@ -129,7 +130,7 @@ def _measured(runner: Runner, stage: str) -> RangeTest:
     result = RangeTest()
     with (MetricWriter(runner.workdir.path) as writer, StopRequest() as stop,
           Progress(1, enabled=False) as progress):
-        run = StageRun(runner, stage, None, writer, progress, stop)
+        run = StageRun(runner, stage, None, writer, progress)
         begun = run.begin()
         run.measure(begun.measuring, begun.state)
         schedule = run.spec.lr * np.exp(np.log(run.spec.schedule.arguments["start"])
@@ -141,10 +142,11 @@ def _measured(runner: Runner, stage: str) -> RangeTest:
             if result.diverged:
                 raise _Diverged
 
-        hooks = Hooks(log=log, evaluate=_nothing, save=_nothing, advance=_nothing, compiled=_nothing)
-        state = run.ready.placed(begun.state, run.constants)
+        hooks = Hooks(log=log, evaluate=_nothing, save=_nothing, advance=_nothing)
+        lane = Lane(stage, run.ready.program, *run.ready.placed(begun.state, run.constants), begun.feeds, begun.seeds,
+                    begun.names, Cadence(1, 0, 0), hooks)
         try:
-            train(run.ready.program, *state, begun.feeds, begun.seeds, 0, begun.names, Cadence(1, 0, 0), hooks, stop, 1)
+            train([lane], stop, steps_per_dispatch=1)
         except (_Diverged, NotFinite):
             pass  # the end that a range test looks for
     return result

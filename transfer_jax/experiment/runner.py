@@ -18,6 +18,7 @@ from transfer_jax.experiment import results
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.evaluators import Evaluators
 from transfer_jax.experiment.low_rank_files import low_rank_start
+from transfer_jax.experiment.parallel import in_groups, train_together
 from transfer_jax.experiment.pretraining import with_pretrained
 from transfer_jax.experiment.refitting import refit
 from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
@@ -64,17 +65,17 @@ class Runner:
               contextlib.nullcontext(stop) if stop else StopRequest() as stop,
               Progress(len(names), enabled=not self.quiet, total_steps=sum(steps.values())) as progress):
             # All are made ready first, so that a fault in the last stage shows before the first one trains.
-            runs = {name: StageRun(self, name, before, writer, progress, stop)
+            runs = {name: StageRun(self, name, before, writer, progress)
                     for before, name in zip([None, *names], names, strict=False) if name not in done}
             self._check_layout(runs)
-            for name in names:
+            for group in in_groups(self.spec):
                 stop.raise_if_asked()
-                if name not in runs:
-                    progress.skip_stage(self.spec.stages[name].title or name, steps[name])
-                    continue
-                runs.pop(name).run()
-                if processes.primary():
-                    self.workdir.collect(names)
+                for name in group:
+                    if name not in runs:
+                        progress.skip_stage(self.spec.stages[name].title or name, steps[name])
+                left = [runs.pop(name) for name in group if name in runs]
+                if left:
+                    train_together(self, left, progress, stop)
 
     def _check_layout(self, runs: Mapping[str, StageRun]) -> None:
         """Rules are for all stages: one that only a finished stage needs is no mistake of a run that goes on."""

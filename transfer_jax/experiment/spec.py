@@ -217,6 +217,9 @@ class ExperimentSpec(Spec):
     checkpoint_every: int = Field(default=1000, ge=0)  # steps; 0: only at the end of a stage
     keep_checkpoints: int = Field(default=2, ge=1)
     members: Literal["auto", "vmap", "map"] = "auto"  # how the seeds run together: vmap, on a CPU one by one
+    parallel: tuple[tuple[str, ...], ...] = ()  # groups of neighbouring stages that train at once, see parallel.py
+    # how they are compiled: "joined" in one program, or "apart", one each; by itself apart on a single CPU device
+    lanes: Literal["auto", "joined", "apart"] = "auto"
     steps_per_dispatch: int = Field(default=0, ge=0)  # 0: chosen so that the host looks in twice a second
     mesh: dict[str, int] = {"data": -1, "fsdp": 1, "model": 1}  # sizes of the axes; -1: what the others leave
     # (regex, tactic) of parameters, first match; see training/sharding.py. None: the shipped rules

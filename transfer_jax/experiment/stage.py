@@ -44,9 +44,10 @@ from transfer_jax.params.optimizer_tree import GroupDefaults, averaged_leaves, g
 from transfer_jax.params.partition import Partition, partition
 from transfer_jax.params.peft import PeftSpec, new_leaves
 from transfer_jax.params.weight_noise import make_noise
+from transfer_jax.training.chunk import feed_axes
 from transfer_jax.training.sharding import Layout
 from transfer_jax.training.state import Constants, Flat, State
-from transfer_jax.training.step import Program, Update, feed_axes, init_state, metric_names
+from transfer_jax.training.step import Program, Update, init_state, metric_names
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""One stage of a run: prepare, resume or start, train, evaluate, record."""
+"""One stage of a run: prepare, resume or start, train (alone or with others), evaluate, record."""
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,7 @@ from transfer_jax.experiment.spec import ExperimentSpec, StageSpec
 from transfer_jax.experiment.stage import names_of_metrics, prepare
 from transfer_jax.experiment.validation import Validation, metric_lines
 from transfer_jax.training.checkpoint import WHOLE
-from transfer_jax.training.interruption import StopRequest
-from transfer_jax.training.loop import Cadence, Hooks, train
-from transfer_jax.training.memory import describe, device_limit, make_plan
+from transfer_jax.training.lane import Cadence, Hooks, Lane
 from transfer_jax.training.progress import Progress, print_groups
 from transfer_jax.training.state import Constants, Flat, State
 from transfer_jax.training.writers import MetricWriter
@@ -48,12 +46,12 @@ class Begun:
 
 
 class StageRun:
-    """One stage of a run: prepare, resume or start, train, evaluate, record."""
+    """One stage of a run: `enter` prepares it and resumes or starts, the loop trains it, and at its last step it is
+    evaluated and recorded."""
 
-    def __init__(self, runner: Runner, name: str, before: str | None, writer: MetricWriter, progress: Progress,
-                 stop: StopRequest) -> None:
+    def __init__(self, runner: Runner, name: str, before: str | None, writer: MetricWriter, progress: Progress) -> None:
         self.runner, self.name, self.before = runner, name, before
-        self.writer, self.progress, self.stop = writer, progress, stop
+        self.writer, self.progress = writer, progress
         self.spec = runner.spec.stages[name]
         self.ready = prepare(runner.assembly, name)
         self.groups = self.ready.table()  # made here so that a faulty optimizer or schedule shows before training
@@ -90,14 +88,8 @@ class StageRun:
         self.constants = self.constants._replace(statistics={**self.constants.statistics, **found})
         return self.constants
 
-    def run(self) -> None:
-        """Trains what is left of the stage and records its result."""
-        try:
-            self._run()
-        finally:
-            self.checkpoints.wait()  # also before a stop that was asked for: it says that all is saved
-
-    def _run(self) -> None:
+    def enter(self, advance: Callable[[int, float], None]) -> Lane:
+        """The stage where an earlier process left it, or at its step 0, ready to train; `advance`: see `Hooks`."""
         runner, assembly = self.runner, self.runner.assembly
         begun = self.begin()
         program = self.ready.program
@@ -107,20 +99,23 @@ class StageRun:
         if step == 0:
             self.measure(begun.measuring, state)
         self._show_groups()
-        self.progress.start_stage(self.spec.title or self.name, program.total_steps, step)
-        self._began = time.monotonic()
         state, self.constants = self.ready.placed(state, self.constants)
+        self.start_clock()
         if self.validation and step == 0 < program.total_steps:
             self._measure(0, state)
-        if step < program.total_steps:
-            state = train(program, state, self.constants, begun.feeds, begun.seeds, step, begun.names,
-                          Cadence(runner.spec.log_every, self.spec.eval_every, runner.spec.checkpoint_every,
-                                  self.spec.measure_every),
-                          self._hooks(begun), self.stop, runner.spec.steps_per_dispatch)
-            self.seconds += time.monotonic() - self._began
-            self._began = time.monotonic()
-        self._finish(state)
-        self.progress.end_stage()
+            self._stop_clock()
+        cadence = Cadence(runner.spec.log_every, self.spec.eval_every, runner.spec.checkpoint_every,
+                          self.spec.measure_every)
+        return Lane(self.name, program, state, self.constants, begun.feeds, begun.seeds, begun.names, cadence,
+                    self._hooks(begun, advance), step)
+
+    def start_clock(self) -> None:
+        """What comes counts as seconds of the stage."""
+        self._began = time.monotonic()
+
+    def _stop_clock(self) -> None:
+        now = time.monotonic()
+        self.seconds, self._began = self.seconds + now - self._began, now
 
     def _resume(self, state: State) -> tuple[int, State]:
         target = jax.eval_shape(lambda: results.checkpoint_tree(state, self.constants, self.best))
@@ -128,14 +123,15 @@ class StageRun:
         places = {"state": state_places._asdict(), "constants": constant_places._asdict(),
                   "best": jax.tree.map(lambda _: WHOLE, target["best"])}
         found = self.checkpoints.restore(target, shardings=places)
-        finished = [stage for stage in self.runner.spec.stages if self.runner.workdir.record(stage) is not None]
+        # Those that train beside this one have begun, too, and take care of their own lines.
+        begun = [stage for stage in self.runner.spec.stages if self.runner.workdir.has_begun(stage)]
         if found is None:
-            self.writer.rewind(self.name, -1, finished)
+            self.writer.rewind(self.name, -1, begun)
             return 0, state
         step, tree, meta = found
         self.seconds, self.best = meta["seconds"], tree["best"]
         self.constants = Constants(**tree["constants"])
-        self.writer.rewind(self.name, step, finished)
+        self.writer.rewind(self.name, step, begun)
         if step == self.ready.program.total_steps:
             self.measured = {step}  # the last checkpoint is saved after the last scores are logged
         self.progress.message(f"{self.name}: continuing after step {step}")
@@ -154,29 +150,19 @@ class StageRun:
             print_groups(rows, Console(file=text, width=120), title)
             path.write_text(old + "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n\n")
 
-    def _hooks(self, begun: Begun) -> Hooks:
+    def _hooks(self, begun: Begun, advance: Callable[[int, float], None]) -> Hooks:
         return Hooks(log=lambda step, means: self.writer.write(self.name, step, "train", means),
-                     evaluate=self._measure, save=self._save,
-                     advance=lambda count, loss: self.progress.advance(count, loss=loss), compiled=self._plan,
-                     measure=lambda step, state: self._measure_anew(begun.measuring, state))
+                     evaluate=self._measure, save=self._save, advance=advance,
+                     measure=lambda step, state: self._measure_anew(begun.measuring, state), end=self.finish)
 
     def _measure_anew(self, measuring: Measuring, state: State) -> Constants:
         self.measure(measuring, state, renewed=True)
         self.constants = self.ready.placed(state, self.constants)[1]
         return self.constants
 
-    def _plan(self, executable: Any, state: State, constants: Constants, feeds: Any) -> None:
-        """Says what every device will hold, and refuses what cannot fit."""
-        plan = make_plan(self.name, self.runner.assembly.mesh.shape, state, constants, feeds, executable,
-                         device_limit())
-        if not self.runner.quiet:
-            self.progress.message(f"{self.name}: each device holds {describe(plan)}")
-        plan.check()
-
     def _save(self, step: int, state: State) -> None:
         self.writer.flush()
-        now = time.monotonic()
-        self.seconds, self._began = self.seconds + now - self._began, now
+        self._stop_clock()
         self._check_sound(step, state.trainable)
         self.checkpoints.save(step, results.checkpoint_tree(state, self.constants, self.best),
                               {"seconds": self.seconds})
@@ -234,8 +220,10 @@ class StageRun:
     def _scores(self, variables: tuple[Flat, Any], examples: bool = False) -> dict[str, Scores]:
         return self.runner.evaluators.scores(self.spec, *results.with_peft(self.spec.peft, variables), examples)
 
-    def _finish(self, state: State) -> None:
-        runner, steps = self.runner, self.ready.program.total_steps
+    def finish(self, steps: int, state: State) -> None:
+        """Evaluates and records what the stage has become after its last step."""
+        runner = self.runner
+        self._stop_clock()
         rows = self._rows(self._measure(steps, state, examples=True), "last", predictions=True)
         if self.best:
             tree = results.checkpoint_tree(state, self.constants, self.best)
@@ -246,6 +234,8 @@ class StageRun:
         self.checkpoints.wait()
         if processes.primary():
             runner.workdir.finish(self.name, self._info(), rows)
+            runner.workdir.collect(list(runner.spec.stages))
+        self.writer.end_stage(self.name, list(runner.spec.stages))
         processes.barrier(f"end of stage {self.name}")
 
     def _rows(self, found: Mapping[str, Scores], selection: str, predictions: bool = False) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from transfer_jax.training.checkpoint import Checkpoints, write_json
 
 # Settings that change how a run is carried out, never what it computes.
 FREE_TO_CHANGE = ("report", "checkpoint_every", "keep_checkpoints", "steps_per_dispatch", "compilation_cache", "mesh",
-                  "sharding", "frozen_sharding", "heartbeat_seconds", "export")
+                  "parallel", "lanes", "sharding", "frozen_sharding", "heartbeat_seconds", "export")
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # only writing meets these
 
@@ -95,6 +95,10 @@ class Workdir:
     def record(self, stage: str) -> dict[str, Any] | None:
         """What was written when the stage ended, or None if it has not."""
         return self.read_json(f"stages/{stage}.json")
+
+    def has_begun(self, stage: str) -> bool:
+        """Whether the stage has ended or left a checkpoint."""
+        return self.record(stage) is not None or bool(self.checkpoints(stage).steps())
 
     def finish(self, stage: str, info: dict[str, Any], results: list[dict[str, Any]]) -> None:
         """Marks a stage as done."""

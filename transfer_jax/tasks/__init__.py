@@ -61,7 +61,7 @@ class TaskSpec(Spec):
       metrics: names of the metrics of its evaluation.
       loss: the supervised term.
       class_names_from: the stream that defines the classes; None: the first stream that the task is used on.
-      answers: arguments of the kind's `predict`, such as the limits of detection.
+      limits: options of the kind's answers, such as how many boxes a detection gives.
       outputs: how many numbers a regression predicts or an embedding has; the other kinds count their classes.
     """
 
@@ -71,7 +71,7 @@ class TaskSpec(Spec):
     metrics: tuple[str, ...] = ()
     loss: Component = Component(kind="")
     class_names_from: str | None = None
-    answers: dict[str, int | float] = {}
+    limits: dict[str, int | float] = {}
     outputs: int | None = Field(default=None, ge=1)
 
     @pydantic.model_validator(mode="before")
@@ -83,8 +83,8 @@ class TaskSpec(Spec):
         if values.get("outputs") is not None and kind.has_classes:
             raise ValueError(f"'outputs' is for regression and embedding; a {values['kind']} task counts its classes, "
                              f"delete it")
-        if isinstance(values.get("answers"), Mapping):
-            check_arguments(kind.predict, values["answers"], f"'answers' of a {values['kind']} task", ("outputs",))
+        if isinstance(values.get("limits"), Mapping):
+            check_arguments(kind.predict, values["limits"], f"'limits' of a {values['kind']} task", ("outputs",))
         given = {key: value for key, value in values.items() if value is not None}
         return {"label": kind.label, "metrics": kind.metrics, "loss": kind.loss, **given}
 
@@ -115,7 +115,7 @@ def metric_batch(task: TaskSpec, batch: Mapping[str, jax.Array]) -> dict[str, ja
 
 def predict(task: TaskSpec, outputs: jax.Array) -> dict[str, jax.Array]:
     """`prediction` and, for classes, `confidence` (probability of the prediction) and `probabilities`."""
-    return TASKS[task.kind].predict(outputs, **task.answers)
+    return TASKS[task.kind].predict(outputs, **task.limits)
 
 
 def example_error(task: TaskSpec, outputs: jax.Array, labels: jax.Array) -> jax.Array | None:

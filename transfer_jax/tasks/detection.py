@@ -154,7 +154,7 @@ def predict_boxes(outputs: jax.Array, *, most: int = MOST, candidates: int = CAN
     """
     whole = all(isinstance(number, int) and number >= 1 for number in (most, candidates))
     if not whole or not 0 <= least_score <= 1 or not 0 <= overlap <= 1:
-        raise UserError(f"'answers' of a detection task: most={most}, candidates={candidates}, "
+        raise UserError(f"'limits' of a detection task: most={most}, candidates={candidates}, "
                         f"least_score={least_score}, overlap={overlap} do not fit; give whole numbers from 1, and "
                         f"numbers in [0, 1]")
     decode = functools.partial(_decode, most=most, candidates=candidates, least_score=least_score, overlap=overlap)

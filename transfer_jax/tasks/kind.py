@@ -24,7 +24,7 @@ class TaskKind:
       loss: the default term of the objective.
       metrics: names of the default metrics.
       outputs: class names -> number of outputs of the head.
-      predict: outputs of the head, and options that a task may set as `answers` -> `prediction` and, of a kind that
+      predict: outputs of the head, and options that a task may set as `limits` -> `prediction` and, of a kind that
         chooses among classes, `confidence` and `probabilities`.
       has_classes: whether the task needs class names.
       terms: losses by name, as functions of `logits`, `labels`, `weights`; `objectives.TERMS` lists them with the rest.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class Plan:
     data: int
     activations: int  # all that the compiled step needs beside: activations, gradients, gathered parameters
     limit: int | None = None
+    lanes: int = 1  # stages that train in parallel
 
     @property
     def total(self) -> int:
@@ -38,7 +39,10 @@ class Plan:
         if self.limit is None or self.total <= (1 - SPARE) * self.limit:
             return
         raise UserError(f"stage {self.stage!r} needs {gigabytes(self.total)} on each device, which has "
-                        f"{gigabytes(self.limit)}: {self._advice()}")
+                        f"{gigabytes(self.limit)}: {self._advice()}{self._apart()}")
+
+    def _apart(self) -> str:
+        return "; or train fewer stages at once, see 'parallel'" if self.lanes > 1 else ""
 
     def _advice(self) -> str:
         kept = self.trainable + self.frozen + self.optimizer + self.other
@@ -60,8 +64,8 @@ def gigabytes(size: float) -> str:
 
 
 def held(tree: Any) -> int:
-    """Bytes of the arrays (or shapes with shardings) on one device."""
-    return sum(_part(leaf) for leaf in jax.tree.leaves(tree))
+    """Bytes of the arrays (or shapes with shardings) on one device; what is there twice counts once."""
+    return sum(_part(leaf) for leaf in {id(leaf): leaf for leaf in jax.tree.leaves(tree)}.values())
 
 
 def _part(leaf: Any) -> int:
@@ -70,13 +74,19 @@ def _part(leaf: Any) -> int:
     return math.prod(shape) * leaf.dtype.itemsize
 
 
-def make_plan(stage: str, mesh: Mapping[str, int], state: State, constants: Constants, feeds: Any, executable: Any,
-              limit: int | None) -> Plan:
-    """The plan of a compiled stage; arrays may be shapes with shardings."""
-    analysis = executable.memory_analysis()
-    other = (state.batch_stats, state.ema, state.sums, state.bad, constants._replace(frozen={}))
-    return Plan(stage, dict(mesh), held(state.trainable), held(constants.frozen), held(state.opt_state), held(other),
-                held(feeds), 0 if analysis is None else int(analysis.temp_size_in_bytes), limit)
+def make_plan(stage: str, mesh: Mapping[str, int], states: Sequence[State], constants: Sequence[Constants], feeds: Any,
+              executables: Sequence[Any], limit: int | None) -> Plan:
+    """The plan of a compiled stage, or of several that train in parallel; arrays may be shapes with shardings.
+
+    executables: the one program of all, or programs that run at once.
+    """
+    found = [executable.memory_analysis() for executable in executables]
+    other = ([(state.batch_stats, state.ema, state.sums, state.bad) for state in states],
+             [known._replace(frozen={}) for known in constants])
+    return Plan(stage, dict(mesh), held([state.trainable for state in states]),
+                held([known.frozen for known in constants]), held([state.opt_state for state in states]), held(other),
+                held(feeds), sum(int(analysis.temp_size_in_bytes) for analysis in found if analysis is not None), limit,
+                len(states))
 
 
 def device_limit() -> int | None:

@@ -43,6 +43,7 @@ class Progress:
         self.console = console or output_console(sys.stderr)
         self._total_stages, self._total_steps, self._stage = total_stages, total_steps, stage
         self._enabled, self._interval, self._clock = enabled, interval, clock
+        self._together = 1  # stages that run in parallel now
         self._bars = _bars(self.console) if enabled and self.console.is_terminal else None
         self._overall = None
         self._title, self._steps, self._done, self._values = "", 0, 0, ""
@@ -62,9 +63,11 @@ class Progress:
         if self._bars is not None:
             self._bars.stop()
 
-    def start_stage(self, title: str, steps: int, done: int = 0) -> None:
-        """Opens the next stage of `steps` updates, of which `done` were made by an earlier process."""
-        self._stage += 1
+    def start_stage(self, title: str, steps: int, done: int = 0, stages: int = 1) -> None:
+        """Opens the next stage of `steps` updates, of which `done` were made by an earlier process; or the next
+        `stages`, which run in parallel."""
+        self._stage += stages
+        self._together = stages
         self._title, self._steps, self._done, self._values = title, steps, done, ""
         self._pace = _Pace(self._clock(), done)
         self._printed = self._clock()
@@ -135,7 +138,8 @@ class Progress:
             self._bars.update(self._overall, completed=self._total_done)
 
     def _label(self) -> str:
-        return f"stage {self._stage}/{self._total_stages} {self._title}"
+        first = f"{self._stage - self._together + 1}-" if self._together > 1 else ""
+        return f"stage {first}{self._stage}/{self._total_stages} {self._title}"
 
 
 class _Pace:

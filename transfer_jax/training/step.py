@@ -1,7 +1,7 @@
 """The one compiled training step: batches -> terms -> gradients of what moves -> optimizer.
 
-A `Program` is everything static about a stage. `train_step` is pure and speaks of one seed; `compile_chunk` runs
-many steps per dispatch, for all seeds.
+A `Program` is everything static about a stage. `train_step` is pure and speaks of one seed; `chunk.py` runs many steps
+per dispatch, for all seeds.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from transfer_jax.core.compilation import compiled
-from transfer_jax.core.members import over_members
 from transfer_jax.core.mesh import shard_batch
 from transfer_jax.core.reduction import scaled_by_mass
 from transfer_jax.models.model import Model
@@ -362,39 +360,3 @@ def _averaged_over(program: Program, one: Callable, side: Side, batches: Mapping
 def _add_share(count: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """A running mean of `count` parts; flags hold where they held in all."""
     return lambda a, b: a & b if a.dtype == bool else a + b / count
-
-
-def compile_chunk(program: Program, members: int, active: frozenset[str], shardings: Any = None) -> Any:
-    """The jitted `(state, constants, feeds, seeds, first_step, count) -> state` that runs `count` steps.
-
-    `count` is dynamic, so every chunk length shares one program. The state's buffers are donated; its arrays stay where
-    `shardings` (a tree like the state) says.
-    """
-    axes = (0, 0, feed_axes(program), 0)
-
-    def chunk(state: State, constants: Constants, feeds: Any, seeds: Any, first: jax.Array, count: jax.Array) -> State:
-        def steps(state: State, constants: Constants, feeds: Any, seeds: Any) -> State:
-            def body(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
-                step, state = carry
-                known = _kept_in_parts(program.mesh, constants, step)
-                return step + 1, train_step(program, active, state, known, feeds, seeds, step)
-
-            return jax.lax.while_loop(lambda carry: carry[0] < first + count, body, (first, state))[1]
-
-        return over_members(steps, members, axes, program.members)(state, constants, feeds, seeds)
-
-    return compiled(chunk, donate_argnums=0, out_shardings=shardings)
-
-
-def _kept_in_parts(mesh: Mesh | None, constants: Constants, step: jax.Array) -> Constants:
-    """Constants that seem to depend on the step. What the compiler knows to stay the same it computes before the loop:
-    frozen parameters that `fsdp` splits would be gathered there, all at once, and lie whole on every device."""
-    if mesh is None or mesh.shape["fsdp"] == 1:
-        return constants
-    return jax.lax.optimization_barrier((constants, step))[0]
-
-
-def feed_axes(program: Program) -> dict[str, Any]:
-    """Member axes of the feeds: data on the device is shared by all seeds, their example lists are not."""
-    return {name: program.streams[name].feed_axes() for name in
-            dict.fromkeys(stream for update in program.updates for stream in update.fed)}

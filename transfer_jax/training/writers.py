@@ -16,7 +16,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -97,6 +97,20 @@ class MetricWriter:
         if self._events is not None:
             self._events.rewind(stage, step, finished)
         return len(lines) - len(kept)
+
+    def end_stage(self, stage: str, order: Sequence[str]) -> None:
+        """Closes what is open for a stage that has ended, and puts the lines of the file in the `order` of stages:
+        those of stages that trained in parallel came as they were written."""
+        if not self._enabled:
+            return
+        if self._events is not None:
+            self._events.close(stage)
+        lines = _complete_lines(self.path)
+        numbers = {name: number for number, name in enumerate(order)}
+        places = [numbers.get(line["stage"], -1) for _, line in lines]
+        if places != sorted(places):
+            self._close_file()
+            _replace(self.path, "".join(lines[i][0] + "\n" for i in np.argsort(places, kind="stable")))
 
     def close(self) -> None:
         """Flushes and closes the files; a later `write` opens them again."""
@@ -209,8 +223,6 @@ class _Events:
         self._purge: dict[str, int] = {}
 
     def write(self, stage: str, step: int, prefix: str, values: Mapping[str, np.ndarray]) -> None:
-        for open_run in [run for run in self._writers if run.split("/")[0] != stage]:
-            self._writers.pop(open_run).close()
         for name, vector in values.items():
             tag = f"{prefix}/{name}"
             self._writer(stage).add_scalar(tag, float(np.mean(vector, dtype=np.float64)), step)
@@ -233,9 +245,10 @@ class _Events:
         for writer in self._writers.values():
             writer.flush()
 
-    def close(self) -> None:
-        while self._writers:
-            self._writers.popitem()[1].close()
+    def close(self, stage: str | None = None) -> None:
+        """Closes the files of a stage, or all."""
+        for run in [run for run in self._writers if stage in (None, run.split("/")[0])]:
+            self._writers.pop(run).close()
 
     def _writer(self, run: str) -> Any:
         if run not in self._writers:

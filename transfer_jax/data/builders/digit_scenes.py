@@ -1,4 +1,4 @@
-"""TFDS builder of scenes: several digits on one canvas, with boxes and a class for every pixel."""
+"""TFDS builder of scenes: several digits on one canvas, with boxes, a class for every pixel, points and maps."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ MASK_NAMES = ("background", *digit_pool.CLASS_NAMES)
 INK = 96  # grey values from here on belong to the digit in the mask
 OVERLAP = 0.1  # of the smaller box
 SCENES = {"train": 400, "test": 100}
+NEAREST = 16  # pixels of a digit at the distance 1
+RELIEF = 4.0  # pixels that the blackest ink stands out
 
 
 @dataclasses.dataclass
@@ -30,10 +32,13 @@ class DigitScenes(OfflineBuilder):
     """2 to 5 digits of 12 to 16 pixels on 40x40 RGB: 400 train and 100 test scenes. Folds: see `digit_pool`.
 
     `mask` holds 0 for the background and 1 + class for the ink of a digit; `objects` holds the boxes (ymin, xmin,
-    ymax, xmax in units of the canvas, tight around the ink) with their classes.
+    ymax, xmax in units of the canvas, tight around the ink) with their classes; `labels` the classes of the scene.
+    `keypoints` holds for every class the middle of its digit (x and y in units of the canvas, visibility 2), or zeros
+    unless there is exactly one. `depth` is known in the mask's ink: a digit of s pixels is 16 / s away. `normals` are
+    those of the relief that ink makes when its grey value is a height, known where there is some.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     BUILDER_CONFIGS = [SceneConfig(name="plain", description="black background"),
                        SceneConfig(name="photo", description="photographs as background", photo=True)]
 
@@ -45,6 +50,10 @@ class DigitScenes(OfflineBuilder):
                 "bbox": tfds.features.BBoxFeature(),
                 "label": tfds.features.ClassLabel(names=digit_pool.CLASS_NAMES),
             }),
+            "labels": tfds.features.Sequence(tfds.features.ClassLabel(names=digit_pool.CLASS_NAMES)),
+            "keypoints": tfds.features.Tensor(shape=(len(digit_pool.CLASS_NAMES), 3), dtype=np.float32),
+            "depth": tfds.features.Tensor(shape=(SIZE, SIZE), dtype=np.float32),
+            "normals": tfds.features.Tensor(shape=(SIZE, SIZE, 3), dtype=np.float32),
         })
         return tfds.core.DatasetInfo(builder=self, description="Several handwritten digits in one picture.",
                                      features=features)
@@ -58,19 +67,22 @@ class DigitScenes(OfflineBuilder):
         for number in range(SCENES[split]):
             seed = [digit_pool.PARTITION_SEED, int(photo), list(SCENES).index(split), number]
             generator = np.random.Generator(np.random.PCG64(seed))
-            canvas, mask, objects = _compose(generator, rows)
+            canvas, mask, depth, objects = _compose(generator, rows)
             background = np.zeros((SIZE, SIZE, 3), np.uint8)
             if photo:
                 background = digit_pool.patch(generator, SIZE, held_out=split == "test")
             image = digit_pool.blend(canvas, background)
             yield number, {"image": io.BytesIO(digit_pool.png(image)), "mask": io.BytesIO(digit_pool.png(mask)),
-                           "objects": [{"bbox": tfds.features.BBox(*box), "label": label} for box, label in objects]}
+                           "objects": [{"bbox": tfds.features.BBox(*box), "label": label} for box, label in objects],
+                           "labels": sorted({label for _, label in objects}), "keypoints": _middles(objects),
+                           "depth": depth, "normals": _relief(canvas)}
 
 
-def _compose(generator: np.random.Generator, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list]:
-    """Ink uint8 [40,40], mask uint8 [40,40] and [(box, class)] of one scene of digits among `rows`."""
+def _compose(generator: np.random.Generator, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, list]:
+    """Ink and mask uint8 [40,40], depth float32 [40,40] and [(box, class)] of a scene of digits among `rows`."""
     canvas = np.zeros((SIZE, SIZE), np.uint8)
     mask = np.zeros((SIZE, SIZE), np.uint8)
+    depth = np.zeros((SIZE, SIZE), np.float32)
     boxes: list[tuple[int, int, int, int]] = []
     objects = []
     for _ in range(generator.integers(2, 6)):
@@ -83,9 +95,28 @@ def _compose(generator: np.random.Generator, rows: np.ndarray) -> tuple[np.ndarr
         corner_y, corner_x = box[0] - _extent(ink)[0], box[1] - _extent(ink)[1]
         window = slice(corner_y, corner_y + size), slice(corner_x, corner_x + size)
         mask[window] = np.where(ink >= INK, label + 1, mask[window])
+        depth[window] = np.where(ink >= INK, NEAREST / size, depth[window])
         canvas[window] = np.maximum(canvas[window], ink)
         objects.append((tuple(edge / SIZE for edge in box), label))
-    return canvas, mask, objects
+    return canvas, mask, depth, objects
+
+
+def _middles(objects: list) -> np.ndarray:
+    """float32 [10, 3]: x, y and visibility of the only digit of each class."""
+    found = np.zeros((len(digit_pool.CLASS_NAMES), 3), np.float32)
+    labels = [label for _, label in objects]
+    for (top, left, bottom, right), label in objects:
+        if labels.count(label) == 1:
+            found[label] = (left + right) / 2, (top + bottom) / 2, 2
+    return found
+
+
+def _relief(canvas: np.ndarray) -> np.ndarray:
+    """float32 [40, 40, 3]: unit normals of the ink as a height, 0 where there is none."""
+    down, across = np.gradient(canvas.astype(np.float64) * (RELIEF / 255))
+    normals = np.stack([-across, -down, np.ones_like(down)], -1)
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    return np.where(canvas[..., None] > 0, normals, 0).astype(np.float32)
 
 
 def _extent(ink: np.ndarray) -> tuple[int, int, int, int]:

@@ -20,13 +20,20 @@ from transfer_jax.data.builders import BUILDERS
 from transfer_jax.data.dataset import Dataset
 from transfer_jax.data.decoding import decode_image, decode_mask
 from transfer_jax.data.sources.locations import cache_dir
+from transfer_jax.data.targets import TARGETS
 
 
 class TfdsDataset(Dataset):
     """One split of a prepared builder. Images are taken as encoded bytes and decoded by our own decoder."""
 
-    def __init__(self, builder: Any, split: str, keys: dict[str, str]):
+    def __init__(self, builder: Any, split: str, keys: dict[str, str], columns: dict[str, tuple[str, ...]]):
         self._builder, self._split, self._keys = builder, split, keys
+        features = builder.info.features
+        self._listed = _listed_classes(features)
+        self._tensors = [kind for kind in TARGETS if kind in features and type(features[kind]) is tfds.features.Tensor]
+        counted = {kind: features[kind].shape[:1] for kind in self._tensors if TARGETS[kind].columns}
+        self.columns = {**{kind: tuple(map(str, range(*(shape or (1,))))) for kind, shape in counted.items()},
+                        **({"labels": self._listed} if self._listed else {}), **columns}
         named = keys.get("label") or keys.get("mask")
         names = getattr(builder.info.features[named], "names", None) or () if named else ()
         self.class_names = tuple(str(name) for name in names)
@@ -65,7 +72,9 @@ class TfdsDataset(Dataset):
             example["boxes"] = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
             if "label" in objects:
                 example["box_labels"] = np.asarray(objects["label"], np.int32)
-        return example
+        if self._listed:
+            example["labels"] = np.isin(np.arange(len(self._listed)), record["labels"]).astype(np.int32)
+        return example | {kind: record[kind] for kind in self._tensors}
 
     def name_of(self, row: int) -> str:
         return f"{self._builder.info.full_name} {self._split}[{row}]"
@@ -73,6 +82,12 @@ class TfdsDataset(Dataset):
     def stamp(self, row: int) -> bytes:
         encoded = self._source[row][self._keys["image"]]
         return hashlib.sha256(encoded).digest() if isinstance(encoded, bytes) else super().stamp(row)
+
+
+def _listed_classes(features: Any) -> tuple[str, ...]:
+    """The classes of the feature `labels`, where it is a list of class labels."""
+    classes = getattr(getattr(features["labels"], "feature", None), "names", None) if "labels" in features else None
+    return tuple(map(str, classes or ()))
 
 
 def _box_names(features: Any) -> tuple[str, ...]:
@@ -92,13 +107,15 @@ def _save_atomically(path: Path, array: np.ndarray) -> None:
 
 
 def tfds_source(*, name: str = "", config: str | None = None, version: str | None = None, data_dir: str | None = None,
-                image_key: str = "image", label_key: str | None = None,
-                mask_key: str | None = None) -> dict[str, Dataset]:
+                image_key: str = "image", label_key: str | None = None, mask_key: str | None = None,
+                columns: dict[str, tuple[str, ...]] | None = None) -> dict[str, Dataset]:
     """The splits of a TFDS data set.
 
     Our own builders (`digits`, `digits_photo`, `digit_scenes`) are prepared on first use into the cache folder; others
     must lie prepared, in array_record form, in `data_dir` (default: that of TFDS). Without `label_key` and `mask_key`
-    the features `label` (or the only class label) and `mask` or `segmentation_mask` are taken where they exist.
+    the features `label` (or the only class label) and `mask` or `segmentation_mask` are taken where they exist. So are
+    tensors called like a kind of `targets.py`, and a list of class labels called `labels`; `columns` names their
+    columns, {'keypoints': ('nose', 'tail')}.
     """
     if not name:
         raise UserError(f"a data set of kind 'tfds' needs the argument 'name', such as {sorted(BUILDERS)[0]!r}")
@@ -107,7 +124,7 @@ def tfds_source(*, name: str = "", config: str | None = None, version: str | Non
     else:
         builder = _foreign_builder(name, config, version, data_dir)
     keys = _find_keys(builder, image_key, label_key, mask_key)
-    return {split: TfdsDataset(builder, split, keys) for split in builder.info.splits}
+    return {split: TfdsDataset(builder, split, keys, columns or {}) for split in builder.info.splits}
 
 
 def own_builder(name: str, config: str | None = None) -> Any:

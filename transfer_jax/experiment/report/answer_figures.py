@@ -37,7 +37,7 @@ def tags_picture(image: np.ndarray, true: np.ndarray, found: np.ndarray, names: 
             draw.ellipse((left + 1, top + 2, left + 7, top + 8), fill=color)
         elif true[k] < 0:
             draw.line((left + 1, top + 5, left + 7, top + 5), fill=color, width=2)
-        draw.text((left + 46, top - 1), f"{100 * found[k]:.0f} {names.get(int(k), str(k))}"[:11], fill=color)
+        draw.text((left + 46, top - 1), f"{names.get(int(k), str(k))[:7]}: {100 * found[k]:.0f}", fill=color)
     return png(np.asarray(page))
 
 
@@ -66,13 +66,15 @@ def points_picture(image: np.ndarray, true: np.ndarray, found: np.ndarray, names
 
 
 def depths_picture(image: np.ndarray, true: np.ndarray, found: np.ndarray, names: Mapping[int, str]) -> bytes:
-    """The image, its depth and the answer in the same colours, bright is near; black is not known.
+    """The image, its depth and the answer in the same colours, which span both where depth is known; bright is near,
+    black not known.
 
     Args:
       image: uint8 [H, W, C]. true, found: float [H, W].
     """
     known = true > 0
-    low, high = (true[known].min(), true[known].max()) if known.any() else (0.0, 1.0)
+    both = np.concatenate([true[known], found[known]]) if known.any() else found
+    low, high = both.min(), both.max()
     tiles = []
     for depth, black in ((true, ~known), (found, np.zeros_like(known))):
         share = np.clip((depth - low) / max(high - low, 1e-6), 0, 1)

@@ -69,7 +69,7 @@ class Document:
 
 def compose(runs: Sequence[Run], title: str | None = None) -> Document:
     """The whole report on `runs`; sections without anything to show are left out."""
-    from transfer_jax.experiment.report.mistakes import mistake_blocks  # draw: slow to import
+    from transfer_jax.experiment.report.mistakes import mistake_blocks, shown_results  # draw: slow to import
     from transfer_jax.experiment.report.task_section import several_task_blocks
 
     asked = layout(runs)
@@ -82,7 +82,8 @@ def compose(runs: Sequence[Run], title: str | None = None) -> Document:
         Section("Choosing without target labels", _choices(runs, asked)),
         Section("Learning curves", curves(runs, asked)),
         Section("Confusion", [block for run, result in chosen for block in _confusion(run, result, len(runs) > 1)]),
-        Section("Worst mistakes", [block for run, result in chosen for block in mistake_blocks(run, result)]),
+        Section("Worst mistakes", [block for run, result in shown_results(runs, table, chosen)
+                                   for block in mistake_blocks(run, result)]),
         Section("Calibration", _calibration(chosen)),
         Section("Features before and after", [block for run, result in _moved_features(runs, table)
                                               for block in _embedding(run, result)]),

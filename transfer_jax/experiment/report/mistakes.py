@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -11,8 +11,11 @@ from transfer_jax.experiment.report import answer_figures, figures
 from transfer_jax.experiment.report.boxes_figure import boxes_picture
 from transfer_jax.experiment.report.collect import Result, Run
 from transfer_jax.experiment.report.document import Block, Gallery, Picture, slug
+from transfer_jax.experiment.report.pivot import Pivot
+from transfer_jax.experiment.report.statistics import lower_is_better
 
 MOST_MISTAKES = 24
+MOST_RESULTS = 6
 Names = Mapping[int, str]
 
 
@@ -39,6 +42,20 @@ DRAWINGS = {
 }
 
 
+def shown_results(runs: Sequence[Run], table: Pivot, chosen: Sequence[tuple[Run, Result]]) -> list[tuple[Run, Result]]:
+    """The chosen results, and of runs that learn several tasks the best of every task by its metric."""
+    found = list(chosen)
+    for run in runs:
+        for stream, metric in ((run.config.get("report") or {}).get("tasks") or {}).items():
+            scored = [result for result in run.results if result.stream == stream and metric in result.metrics
+                      and result.selection in table.selections[:1] and np.isfinite(result.metrics[metric]).all()]
+            sign = -1 if lower_is_better(metric) else 1
+            best = max(scored, key=lambda result: sign * result.metrics[metric].mean(), default=None)  # noqa: B023
+            known = {(one.name, result.stream) for one, result in found}
+            found += [(run, best)] if best is not None and (run.name, stream) not in known else []
+    return found[:max(MOST_RESULTS, len(chosen))]
+
+
 def mistake_blocks(run: Run, result: Result) -> list[Block]:
     """Single examples of a result, highest loss first."""
     arrays = run.predictions(result.stage, result.stream)
@@ -56,8 +73,8 @@ def mistake_blocks(run: Run, result: Result) -> list[Block]:
         else:
             drawn = DRAWINGS[kind].draw(image, arrays[f"{kind}_true"][i], arrays[f"{kind}_predicted"][i], names)
             caption = f"loss {arrays['loss'][row]:.2f}" if "loss" in arrays else ""
-        pictures.append(Picture(f"mistake_{slug(run.name)}_{slug(result.stage)}_{i:02d}", "png", drawn, caption,
-                                small=True))
+        name = f"mistake_{slug(run.name)}_{slug(result.stage)}_{slug(result.stream)}_{i:02d}"
+        pictures.append(Picture(name, "png", drawn, caption, small=True))
     what = DRAWINGS[kind].text if kind else "true class, then what was predicted and how surely"
     order = "highest loss first, in the second half others" if kind else "highest loss first"
     return [f"{run.title(result.stage)} on {result.stream}, first seed, {order}: {what}.",
