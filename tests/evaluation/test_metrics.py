@@ -10,6 +10,7 @@ import sklearn.metrics as sk
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.evaluation import METRICS
+from transfer_jax.tasks import TASK_METRICS
 from transfer_jax.tasks.metric import Metric, accumulate, joined_count, split_count
 
 RNG = np.random.default_rng(0)
@@ -24,8 +25,8 @@ PIXELS = RNG.normal(0, 2, (11, 5, 4, K)).astype(np.float32)
 MASKS = np.where(RNG.random((11, 5, 4)) < 0.6, PIXELS.argmax(-1), RNG.integers(0, K, (11, 5, 4))).astype(np.int32)
 ERROR_METRICS = ("mean_absolute_error", "mean_squared_error")
 SUMMED = sorted(name for name, metric in METRICS.items() if isinstance(metric, Metric))
-SHAPED = ("boundary_f1", "ranks")  # the one takes maps alone, the other one output less than classes
-CLASS_METRICS = tuple(name for name in SUMMED if name not in (*ERROR_METRICS, *SHAPED))
+# What a kind of task brings along takes other outputs than class scores, and is tested with it.
+CLASS_METRICS = tuple(name for name in SUMMED if name not in (*ERROR_METRICS, *TASK_METRICS))
 
 
 @functools.partial(jax.jit, static_argnums=0)
