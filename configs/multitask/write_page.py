@@ -1,4 +1,4 @@
-"""Writes the measured section of docs/multitask.md and its figures from the folders of runs:
+"""Writes the measured sections of docs/multitask.md and docs/sharing.md and their figures from the folders of runs:
 
     PYTHONPATH=. python configs/multitask/write_page.py RUNS
 
@@ -38,12 +38,15 @@ class Section(NamedTuple):
     title: str
     drawn: tuple[str, ...] = ()  # ways whose weights and gradients it shows
     examples: tuple[tuple[str, str], ...] = ()  # stage and stream of answers drawn beside the truth, worst first
+    page: str = "multitask.md"
+    costs: bool = False  # whether it tells what every way takes
 
 
 SECTIONS = {
     "combinations": Section("Every combination on one benchmark", drawn=("MGDA", "FAMO")),
     "camvid": Section("Classes and borders of road scenes", examples=(("pyramid_together", "classes_test"),
                                                                       ("pyramid_together", "borders_test"))),
+    "sharing": Section("Ways to share on one benchmark", drawn=("hard sharing",), page="sharing.md", costs=True),
 }
 MOST_EXAMPLES = 3
 
@@ -56,7 +59,21 @@ def joined(runs: list[Run]) -> Run:
         results += [result for result in run.results if result.stage in new]
         metrics += [line for line in run.metrics if line["stage"] in new]
         stages |= new
-    return dataclasses.replace(runs[0], stages=stages, results=results, metrics=metrics)
+    config = {**runs[0].config, "stages": {stage: spec for run in reversed(runs)
+                                           for stage, spec in (run.config.get("stages") or {}).items()}}
+    return dataclasses.replace(runs[0], stages=stages, results=results, metrics=metrics, config=config)
+
+
+def cost_table(run: Run) -> Table:
+    """A row a method: parameters that train, of all its networks, and seconds of its stages."""
+    rows: dict[str, list[float]] = {}
+    for stage, facts in run.stages.items():
+        sums = rows.setdefault(run.title(stage), [0, 0, 0.0])
+        for place, value in enumerate((1, facts["trainable"], facts["seconds"])):
+            sums[place] += value
+    return Table(["method", "networks", "parameters", "seconds"],
+                 [[name, str(count), f"{size:,}", f"{seconds:.0f}"] for name, (count, size, seconds) in rows.items()],
+                 "What it takes", notes=["Seconds of training with compilation, all seeds."])
 
 
 def section(name: str, run: Run) -> str:
@@ -70,6 +87,7 @@ def section(name: str, run: Run) -> str:
     blocks += [Picture(f"{name}_{stream}", "png", examples(run, stage, stream),
                        f"{run.title(stage)}, first seed, of {stream}: image, truth, answer; worst first.")
                for stage, stream in shown.examples]
+    blocks += [cost_table(run)] if shown.costs else []
     parts = [f"### {shown.title}", " ".join(first.split()), rest]
     (DOCS / "figures").mkdir(exist_ok=True)
     for block in blocks:
@@ -105,10 +123,11 @@ def main(arguments: list[str]) -> int:
     if not any(found.values()):
         raise UserError(f"{folder} holds no run ({', '.join(SECTIONS)}); run configs/multitask/combinations.py first")
     new = {name: section(name, joined(runs)) for name, runs in found.items() if runs}
-    page = DOCS / "multitask.md"
-    text = page.read_text()
-    page.write_text(with_sections(text, {**measured_sections(text), **new}))
-    print(f"written: {page}")
+    for file in dict.fromkeys(SECTIONS[name].page for name in new):
+        page, own = DOCS / file, {name: part for name, part in new.items() if SECTIONS[name].page == file}
+        text = page.read_text()
+        page.write_text(with_sections(text, {**measured_sections(text), **own}))
+        print(f"written: {page}")
     return 0
 
 

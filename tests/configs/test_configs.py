@@ -24,7 +24,7 @@ FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py
                if "def get_config(" in path.read_text())
 ABLATIONS = [path for path in FILES if path.parent.name == "ablations"]
 ADAPTATION = [path for path in FILES if path.parent.name == "adaptation"]
-COMBINATIONS = [path for path in FILES if path.name == "combinations.py"]  # each is trained in tests/training
+COMBINATIONS = [path for path in FILES if path.name in ("combinations.py", "sharing.py")]  # trained in tests elsewhere
 FOREIGN = [path for path in FILES if path.name in ("camvid.py", "merging.py", "receipts.py")]  # data of elsewhere
 ONLY_MADE_READY = [*ABLATIONS[1:], *ADAPTATION, *COMBINATIONS, *FOREIGN]
 FROM_HALF_A = [path for path in ABLATIONS if path.name != "transferability.py"]  # that has published networks

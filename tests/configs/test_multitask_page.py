@@ -48,6 +48,18 @@ def test_runs_are_joined_and_become_one_section(script):
         "multitask_terms_combinations_MGDA.svg"}
 
 
+def test_the_page_of_sharing_tells_what_every_way_costs(script):
+    run = invented("sharing", {"single networks": 0.5, "hard sharing": 0.6})
+    run.stages["alone_too"] = {"title": "single networks"}
+    for number, facts in enumerate(run.stages.values()):
+        facts |= {"trainable": 1000 * (number + 1), "seconds": 2.4}
+    run.metrics.append({"kind": "train", "stage": "hard sharing", "step": 3, "metrics": {
+        f"affinity/{a}/{b}": [0.01, 0.02] for a in ("digits", "scenes") for b in ("digits", "scenes")}})
+    text = script.section("sharing", run)
+    assert "| single networks | 2 | 4,000 | 5 |" in text and "| hard sharing | 1 | 2,000 | 2 |" in text
+    assert "digits + scenes" in text and "multitask_affinity_sharing_hard_sharing.svg" in text
+
+
 def test_answers_are_drawn_one_below_the_other(script, tmp_path):
     run = dataclasses.replace(invented("camvid", {"a": 0.5}), path=tmp_path)
     with pytest.raises(UserError, match="no drawn answers of stage 'a'"):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from transfer_jax.experiment.report import affinity, several_tasks, statistics, task_figures
 from transfer_jax.experiment.report.collect import Run
 from transfer_jax.experiment.report.document import Block, Picture, slug
+from transfer_jax.experiment.report.figures import bars
 from transfer_jax.experiment.report.pivot import Layout
 
 
@@ -25,6 +26,10 @@ def several_task_blocks(runs: Sequence[Run], asked: Layout) -> list[Block]:
             caption = ("Means over seeds and their standard errors. Green, joined: no other method is better in one "
                        f"task and as good in the other. Dotted: {rows[0].name}.")
             blocks.append(Picture(f"trade_{slug(run.name)}", "svg", image, caption))
+        elif len(rows) > 2:
+            found = [(row.name, statistics.summarize(row.change), row.change) for row in rows[1:]]
+            blocks.append(Picture(f"change_{slug(run.name)}", "svg", bars(found, "Δm, %"),
+                                  f"Δm against {rows[0].name}: mean over seeds, 95 % interval, and every seed."))
         for stage in run.stages:
             blocks += affinity.blocks(run, stage)
     logged = [(run, stage, found) for run in runs for stage in run.stages
