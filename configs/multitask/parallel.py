@@ -3,7 +3,10 @@
     python -m transfer_jax.train --config configs/multitask/parallel.py --workdir runs/parallel
     python -m transfer_jax.train --config configs/multitask/parallel.py:together=off --workdir runs/one_by_one
 
-TO BE MEASURED
+Measured on two CPU cores beside the test suite: 5 min 49 s together and 2 min 50 s one by one, at different loads, so
+that these do not compare. Accuracy on test images, mean ± half width of the 95 % interval over 3 seeds: X-rays (LeNet,
+200 steps; normal or pneumonia) 0.840 ± 0.027, photographs (ResNet-8, 150 steps; 10 classes) 0.326 ± 0.012, the same
+both ways: all results, and every leaf of the last checkpoints, are equal to the bit.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py
 ABLATIONS = [path for path in FILES if path.parent.name == "ablations"]
 ADAPTATION = [path for path in FILES if path.parent.name == "adaptation"]
 COMBINATIONS = [path for path in FILES if path.name in ("combinations.py", "sharing.py")]  # trained in tests elsewhere
-FOREIGN = [path for path in FILES if path.name in ("camvid.py", "merging.py", "receipts.py")]  # data of elsewhere
+FOREIGN = [path for path in FILES if path.parent.name == "multitask" and path.name in  # data of elsewhere
+           ("camvid.py", "merging.py", "parallel.py", "receipts.py")]
 ONLY_MADE_READY = [*ABLATIONS[1:], *ADAPTATION, *COMBINATIONS, *FOREIGN]
 FROM_HALF_A = [path for path in ABLATIONS if path.name != "transferability.py"]  # that has published networks
 FOLDER = os.environ.get("TRANSFER_JAX_DATA", str(ROOT.parent / "shared" / "data"))
