@@ -22,8 +22,9 @@ STAGES = (*GROUP, "on")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compilation(compilation_for_bits):
-    """Bits are compared."""
+def compilation():
+    """The compiler's own settings: with few of its passes, two stages in one program differ from each alone in the last
+    bit of some parameters (XLA:CPU); programs as users run them must not."""
 
 
 def experiment(data, **changes):
