@@ -19,7 +19,7 @@ little data unlike the source does not help here.
 
 The advisor's rule alone names the best recipe for little data of both kinds (regret 0.000), is too timid for much
 data like the source (probing, then fine-tuning: 0.068 ± 0.017), and takes the house numbers for like the source in
-two of three seeds where there are 60 per class (0.102 ± 0.224). Trying three or four recipes on four fifths of the
+two of three seeds where there are 60 per class (0.102 ± 0.224). Trying four recipes on four fifths of the
 training images mends these two (0.013 ± 0.011 and 0.000) and spoils the others (0.034 ± 0.034 and 0.060 ± 0.045),
 where the fifth that is held out has 10 or 20 images. Mean regret: rule 0.042 ± 0.052, after trying 0.027 ± 0.006,
 always a linear probe 0.085 ± 0.029, always layer-wise decay 0.020 ± 0.016, always all at one rate 0.009 ± 0.009: with
