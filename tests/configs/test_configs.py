@@ -24,7 +24,7 @@ FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py
                if "def get_config(" in path.read_text())
 ABLATIONS = [path for path in FILES if path.parent.name == "ablations"]
 ADAPTATION = [path for path in FILES if path.parent.name == "adaptation"]
-COMBINATIONS = [path for path in FILES if path.name in ("combinations.py", "sharing.py")]  # their parts are trained in tests elsewhere
+COMBINATIONS = [path for path in FILES if path.name in ("combinations.py", "sharing.py")]  # parts are trained elsewhere
 FOREIGN = [path for path in FILES if path.parent.name == "multitask" and path.name in  # data of elsewhere
            ("camvid.py", "merging.py", "parallel.py", "receipts.py")]
 ONLY_MADE_READY = [*ABLATIONS[1:], *ADAPTATION, *COMBINATIONS, *FOREIGN]
