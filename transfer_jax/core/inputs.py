@@ -1,4 +1,4 @@
-"""What each part of a model reads: entries of a batch, or taps of the parts before it. The number of no class."""
+"""What each part of a model reads: entries of a batch, or taps of the parts before it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from flax import struct
 
-VOID = 255  # the class of pixels that belong to none
 MISSING = "missing"  # in place of a tap: nothing is given there
 Source = str | Sequence[str]
 

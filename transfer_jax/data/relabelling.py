@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from transfer_jax.core.errors import UserError, unknown
-from transfer_jax.core.inputs import VOID
+from transfer_jax.core.labels import VOID
 from transfer_jax.data.dataset import Dataset, View
 
 

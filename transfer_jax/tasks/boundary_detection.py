@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.core.inputs import VOID
+from transfer_jax.core.labels import VOID
 from transfer_jax.core.reduction import weighted_mean
 from transfer_jax.core.spec import Component
 from transfer_jax.tasks.boundaries import near, tolerance_of

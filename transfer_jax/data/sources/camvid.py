@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.core.inputs import VOID
+from transfer_jax.core.labels import VOID
 from transfer_jax.data.dataset import Dataset
 from transfer_jax.data.decoding import UnreadableImage, decode_image, decode_mask
 from transfer_jax.data.sources.locations import standard_folder

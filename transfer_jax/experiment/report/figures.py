@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from PIL import Image
 
-from transfer_jax.core.inputs import VOID
+from transfer_jax.core.labels import VOID
 from transfer_jax.experiment.report import statistics
 from transfer_jax.experiment.report.statistics import Summary
 from transfer_jax.experiment.report.style import (

@@ -1,0 +1,3 @@
+"""What all rooms agree on about labels."""
+
+VOID = 255  # the class of pixels that belong to none
