@@ -41,7 +41,7 @@ def test_runs_are_joined_and_become_one_section(script):
     run = script.joined(runs)
     assert [line["step"] for line in run.metrics if line["stage"] == "MGDA"] == [1, 2] and run.metrics[-1]["metrics"]
     assert list(run.stages) == ["trained alone", "fixed", "FAMO", "MGDA"] and len(run.results) == 8
-    text = script.section("combinations", run)
+    text = script.section("combinations", {"": run})
     assert "| fixed | 0.650" in text and "| MGDA | 0.750" in text  # the first run's, where both have a way
     assert {path.name for path in (script.DOCS / "figures").iterdir()} == {
         "multitask_trade_combinations.svg", "multitask_terms_combinations_FAMO.svg",
@@ -55,7 +55,9 @@ def test_the_page_of_sharing_tells_what_every_way_costs(script):
         facts |= {"trainable": 1000 * (number + 1), "seconds": 2.4}
     run.metrics.append({"kind": "train", "stage": "hard sharing", "step": 3, "metrics": {
         f"affinity/{a}/{b}": [0.01, 0.02] for a in ("digits", "scenes") for b in ("digits", "scenes")}})
-    text = script.section("sharing", run)
+    text = script.section("sharing", {"": run, "batch": invented("sharing", {"single networks": 0.8,
+                                                                              "hard sharing": 0.4})})
+    assert "| hard sharing | +19.1 ± 19.6 | – | -" in text
     assert "| single networks | 2 | 4,000 | 5 |" in text and "| hard sharing | 1 | 2,000 | 2 |" in text
     assert "digits + scenes" in text and "multitask_affinity_sharing_hard_sharing.svg" in text
 

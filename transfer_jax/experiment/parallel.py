@@ -7,6 +7,7 @@ evaluation and saving, checkpoints, results; so a group that was stopped goes on
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,8 @@ def _check_independent(spec: ExperimentSpec, name: str, group: tuple[str, ...], 
 def train_together(runner: Runner, runs: Sequence[StageRun], progress: Progress, stop: StopRequest) -> None:
     """Trains what is left of stages, one or several in parallel, and records their results."""
     names = [run.name for run in runs]
+    for run in runs:
+        run.beside.update(name for name in names if name != run.name)
     shown: dict[str, float] = {}
 
     def told(name: str) -> Callable[[int, float], None]:
@@ -78,7 +81,9 @@ def train_together(runner: Runner, runs: Sequence[StageRun], progress: Progress,
 
         return advance
 
-    try:
+    with contextlib.ExitStack() as saves:
+        for run in runs:
+            saves.callback(run.checkpoints.wait)  # also before a stop that was asked for: it says that all is saved
         lanes = [run.enter(told(run.name)) for run in runs]
         done, left = sum(lane.step for lane in lanes), sum(lane.left for lane in lanes)
         progress.start_stage(" + ".join(run.spec.title or run.name for run in runs), done + left, done, len(runs))
@@ -89,9 +94,6 @@ def train_together(runner: Runner, runs: Sequence[StageRun], progress: Progress,
         train([lane for lane in lanes if lane.left], stop, runner.spec.steps_per_dispatch, joined(runner.assembly),
               _Planner(runner, progress, sum(lane.left > 0 for lane in lanes)))
         progress.end_stage()
-    finally:
-        for run in runs:
-            run.checkpoints.wait()  # also before a stop that was asked for: it says that all is saved
 
 
 def joined(assembly: Assembly) -> bool:

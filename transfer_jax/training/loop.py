@@ -7,6 +7,7 @@ up to n, and a resumed run repeats nothing and misses nothing, whatever the stag
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,12 +53,18 @@ def train(lanes: Sequence[Lane], stop: StopRequest, steps_per_dispatch: int = 0,
             for lane, _ in moved:
                 lane.at_point()
             if asked and any(lane.left for lane in lanes):
-                for lane in lanes:
-                    lane.save()
+                _save_all(lanes)
                 raise Interrupted(asked)
     finally:
         for lane in lanes:
             lane.data.close()
+
+
+def _save_all(lanes: Sequence[Lane]) -> None:
+    """One that fails does not keep the others from being saved."""
+    with contextlib.ExitStack() as saves:
+        for lane in reversed(lanes):
+            saves.callback(lane.save)
 
 
 def _shares(lanes: Sequence[Lane], most: int) -> list[int]:
