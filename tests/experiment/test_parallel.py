@@ -4,7 +4,7 @@ import pytest
 from tiny_experiment import config, read_json, same_leaves
 
 from transfer_jax import command_line
-from transfer_jax.core.errors import UserError
+from transfer_jax.core.errors import UserError, all_of
 from transfer_jax.core.spec import build
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.parallel import in_groups, train_together
@@ -147,7 +147,7 @@ def test_one_may_go_on_alone_where_two_began(alone, digits_file, tmp_path):
 
 
 class _Failing:
-    """A stage of which nothing works; or a lane, or its checkpoints."""
+    """A stage that cannot begin, and its checkpoints, which cannot be written."""
 
     def __init__(self, name):
         self.name, self.beside, self.checkpoints = name, set(), self
@@ -158,18 +158,16 @@ class _Failing:
     def wait(self):
         raise UserError(f"{self.name} was not saved")
 
-    save = wait
-
 
 def test_what_went_wrong_in_one_stage_does_not_hide_what_did_in_another():
-    stages = [_Failing("digits"), _Failing("odd")]
     with pytest.raises(UserError) as caught:
-        train_together(None, stages, None, None)
+        train_together(None, [_Failing("digits"), _Failing("odd")], None, None)
     assert list(map(str, command_line.told(caught.value))) == [
-        "digits cannot begin", "odd was not saved", "digits was not saved"]
-    with pytest.raises(UserError) as caught:
-        loop._save_all(stages)
-    assert list(map(str, command_line.told(caught.value))) == ["digits was not saved", "odd was not saved"]
+        "digits cannot begin", "digits was not saved", "odd was not saved"]
+    done = []
+    with pytest.raises(UserError, match="one was not saved"):
+        all_of([_Failing("one").wait, lambda: done.append("two")])
+    assert done == ["two"]
 
 
 def test_what_is_not_finite_names_its_stage(digits_file, tmp_path):

@@ -7,13 +7,12 @@ evaluation and saving, checkpoints, results; so a group that was stopped goes on
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from transfer_jax.core.errors import UserError, unknown
+from transfer_jax.core.errors import UserError, all_of, unknown
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.training.interruption import StopRequest
 from transfer_jax.training.lane import Lane
@@ -81,9 +80,7 @@ def train_together(runner: Runner, runs: Sequence[StageRun], progress: Progress,
 
         return advance
 
-    with contextlib.ExitStack() as saves:
-        for run in runs:
-            saves.callback(run.checkpoints.wait)  # also before a stop that was asked for: it says that all is saved
+    try:
         lanes = [run.enter(told(run.name)) for run in runs]
         done, left = sum(lane.step for lane in lanes), sum(lane.left for lane in lanes)
         progress.start_stage(" + ".join(run.spec.title or run.name for run in runs), done + left, done, len(runs))
@@ -94,6 +91,8 @@ def train_together(runner: Runner, runs: Sequence[StageRun], progress: Progress,
         train([lane for lane in lanes if lane.left], stop, runner.spec.steps_per_dispatch, joined(runner.assembly),
               _Planner(runner, progress, sum(lane.left > 0 for lane in lanes)))
         progress.end_stage()
+    finally:  # also before a stop that was asked for: it says that all is saved
+        all_of([run.checkpoints.wait for run in runs])
 
 
 def joined(assembly: Assembly) -> bool:

@@ -7,7 +7,6 @@ up to n, and a resumed run repeats nothing and misses nothing, whatever the stag
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from transfer_jax.core import processes
+from transfer_jax.core.errors import all_of
 from transfer_jax.training.chunk import compile_chunk
 from transfer_jax.training.interruption import Interrupted, StopRequest
 from transfer_jax.training.lane import Lane
@@ -53,18 +53,11 @@ def train(lanes: Sequence[Lane], stop: StopRequest, steps_per_dispatch: int = 0,
             for lane, _ in moved:
                 lane.at_point()
             if asked and any(lane.left for lane in lanes):
-                _save_all(lanes)
+                all_of([lane.save for lane in lanes])
                 raise Interrupted(asked)
     finally:
         for lane in lanes:
             lane.data.close()
-
-
-def _save_all(lanes: Sequence[Lane]) -> None:
-    """One that fails does not keep the others from being saved."""
-    with contextlib.ExitStack() as saves:
-        for lane in reversed(lanes):
-            saves.callback(lane.save)
 
 
 def _shares(lanes: Sequence[Lane], most: int) -> list[int]:
