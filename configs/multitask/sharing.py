@@ -34,8 +34,8 @@ KINDS = dict(digits="classification", segment="segmentation", borders="boundary_
 METRICS = dict(digits_test="accuracy", segment_test="mean_iou", borders_test="boundary_average_precision")
 TASKS = tuple(STREAMS)
 MAPS = ("stage1", "stage2", "stage3")
-# Group norm; batch norm with statistics of digits and of scenes apart; or with one set of statistics for both.
-NORMS = {"group": ("group", "follow"), "separate": ("batch", "separate"), "batch": ("batch", "follow")}
+# Batch norm with statistics of digits and of scenes apart, or with one set of statistics for both; or group norm.
+NORMS = {"separate": ("batch", "separate"), "batch": ("batch", "follow"), "group": ("group", "follow")}
 BEHIND = "backbone/stage3"  # what experts read
 # Part of the model that tells the tasks apart -> what a stream gives it.
 PARTS: dict[str, Any] = {"stitched": "image", "gated": BEHIND, "layered": BEHIND,
@@ -52,7 +52,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """`arms`: names of `ARMS`, 'single networks' or 'groups by affinity' joined by '/', or all; `groups`: tasks that
     share a network joined by '+', networks by '/'; `norm`: one of `NORMS`; `labels`: labelled digits per class;
     `scenes`: labelled scenes; `steps`: updates of each arm; `seeds`: how many."""
-    args = parse_arg(arg, arms="all", groups="segment+borders/digits", norm="group", labels=50, scenes=50, steps=120,
+    args = parse_arg(arg, arms="all", groups="segment+borders/digits", norm="separate", labels=50, scenes=50, steps=120,
                      seeds=3)
     if args.norm not in NORMS:
         raise unknown("norm", args.norm, NORMS, repr(arg))
