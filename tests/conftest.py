@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported stays: looking through it for garbage again and again is a third of the time of tracing."""
+    """What has been imported stays; looking through it for garbage again and again takes a third of all tracing."""
     gc.collect()
     gc.freeze()
 
