@@ -52,7 +52,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """`arms`: names of `ARMS`, 'single networks' or 'groups by affinity' joined by '/', or all; `groups`: tasks that
     share a network joined by '+', networks by '/'; `norm`: one of `NORMS`; `labels`: labelled digits per class;
     `scenes`: labelled scenes; `steps`: updates of each arm; `seeds`: how many."""
-    args = parse_arg(arg, arms="all", groups="segment+borders/digits", norm="separate", labels=50, scenes=50, steps=120,
+    args = parse_arg(arg, arms="all", groups="segment+borders/digits", norm="batch", labels=50, scenes=50, steps=120,
                      seeds=3)
     if args.norm not in NORMS:
         raise unknown("norm", args.norm, NORMS, repr(arg))
