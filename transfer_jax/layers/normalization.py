@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from transfer_jax.core.errors import UserError
+
 GroupNorm = nn.GroupNorm
 LayerNorm = nn.LayerNorm
 
@@ -64,10 +66,23 @@ class BatchNorm(nn.Module):
             if self.has_variable("stochastic", "rate"):
                 own = jax.random.bernoulli(self.make_rng("dropout"), self.get_variable("stochastic", "rate"), channels)
                 mean, var = jnp.where(own, mean, before[0]), jnp.where(own, var, before[1])
-                y = _normalized(self.epsilon, x, mean, var, scale, bias)
+                y = _standardized(self.epsilon, x, mean, var, scale, bias)
         else:
-            y = _normalized(self.epsilon, x, stored_mean.value, stored_var.value, scale, bias)
+            y = _standardized(self.epsilon, x, stored_mean.value, stored_var.value, scale, bias)
         return y.astype(self.dtype or x.dtype)
+
+
+def normalized(x: jax.Array, norm: str | None, name: str, train: bool, dtype: Any, backbone: str) -> jax.Array:
+    """[..., C] -> [..., C] by a norm that `backbone` chooses, a submodule `name` of the module that is being run: None,
+    'batch', or 'group' of 8 groups or the most below that divide C."""
+    if norm is None:
+        return x
+    if norm == "batch":
+        return BatchNorm(dtype=dtype, name=name)(x, train)
+    if norm == "group":
+        groups = max(n for n in range(1, 9) if x.shape[-1] % n == 0)
+        return GroupNorm(num_groups=groups, dtype=dtype, name=name)(x)
+    raise UserError(f"norm={norm!r} of backbone {backbone!r} is unknown; use None, 'batch' or 'group'")
 
 
 def _by_batch(epsilon: float, x: jax.Array, scale: jax.Array | None,
@@ -80,7 +95,7 @@ def _by_batch(epsilon: float, x: jax.Array, scale: jax.Array | None,
 def _by_own_statistics(epsilon: float, x: jax.Array, scale: jax.Array | None,
                        bias: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     mean, var = _statistics(x)
-    return _normalized(epsilon, x, mean, var, scale, bias), mean, var
+    return _standardized(epsilon, x, mean, var, scale, bias), mean, var
 
 
 # The gradient that JAX derives sums over the batch four times and stores what it sums. Written out (Ioffe & Szegedy
@@ -109,7 +124,7 @@ def _backward(epsilon: float, saved: tuple, cotangents: tuple[jax.Array, jax.Arr
 _with_short_gradient.defvjp(_forward, _backward)
 
 
-def _normalized(epsilon: float, x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array | None,
+def _standardized(epsilon: float, x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array | None,
                 bias: jax.Array | None) -> jax.Array:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, in float32 at least."""
     factor = jax.lax.rsqrt(var + epsilon)
