@@ -15,7 +15,7 @@ def product(x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
     """[..., C] x [C, F] -> [..., F], as one product of two matrices; `options` are those of `lax.dot_general`.
 
     With more axes than two, XLA:CPU stores the gradient of the result a second time, transposed, for the gradient to
-    the kernel: a fifth to a third of a training step.
+    the kernel: a fifth of the processor time of a training step of BERT (6 layers of 384).
     """
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     return lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], kernel.shape[1])

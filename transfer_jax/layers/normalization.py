@@ -125,7 +125,7 @@ _with_short_gradient.defvjp(_forward, _backward)
 
 
 def _standardized(epsilon: float, x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array | None,
-                bias: jax.Array | None) -> jax.Array:
+                  bias: jax.Array | None) -> jax.Array:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, in float32 at least."""
     factor = jax.lax.rsqrt(var + epsilon)
     factor = factor if scale is None else factor * scale
