@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.data.dataset import Dataset, FileDataset
@@ -91,6 +88,9 @@ def table_source(*, path: str, path_column: str = "path", label_column: str | No
 
 
 def _read_table(file: Path) -> dict[str, list[Any]]:
+    import pyarrow.csv
+    import pyarrow.parquet
+
     if not file.is_file():
         raise UserError(f"the table {str(file)!r} does not exist; correct `path`")
     try:
@@ -98,7 +98,7 @@ def _read_table(file: Path) -> dict[str, list[Any]]:
             table = pyarrow.parquet.read_table(file)
         else:
             table = pyarrow.csv.read_csv(file)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"the table {str(file)!r} is neither CSV nor Parquet ({str(error).splitlines()[0]}); "
                         "mend it") from error
     if table.num_rows == 0:
