@@ -12,7 +12,6 @@ probed, and the one that the last stage evaluates is the test.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from transfer_jax import command_line
 from transfer_jax.core.errors import UserError
@@ -35,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--seed", type=int, default=0, help="of folds and episodes")
     options.add_argument("--out", help="JSON file for the table")
     given, overrides = command_line.parse(options, arguments)
+    out = command_line.output(given.out)
     from transfer_jax.experiment import probing
 
     request = probing.ProbeRequest(tuple(given.method), tuple(given.few_shot), tuple(given.shots), given.episodes,
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         rows = probing.probe({part: probing.Features(folder) for part, folder in
                               (("train", given.features), ("validation", given.validation), ("test", given.test))
                               if folder}, request)
-    probing.show(rows, given.features or given.config or given.workdir, Path(given.out) if given.out else None)
+    probing.show(rows, given.features or given.config or given.workdir, out)
     return 0
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import softmax
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.evaluation.metrics import (
@@ -70,6 +68,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, lowest: float = 1e-2
     Raises:
       UserError: where there is no best T, as all answers are right or none better than chance.
     """
+    from scipy.optimize import brentq  # they would take their time at every start of a command
+    from scipy.special import softmax
+
     z = np.asarray(logits, np.float64)
     right = np.take_along_axis(z, np.asarray(labels)[:, None], 1)[:, 0]
 
