@@ -122,5 +122,14 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except UserError as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        for one in told(error):
+            print(f"error: {one}", file=sys.stderr)
         sys.exit(2)
+
+
+def told(error: UserError) -> list[BaseException]:
+    """The error, last, and those that were on their way when it came, which it does not replace."""
+    found: list[BaseException] = [error]
+    while isinstance(found[0].__context__, UserError) and not found[0].__suppress_context__:
+        found.insert(0, found[0].__context__)
+    return found

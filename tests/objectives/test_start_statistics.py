@@ -1,5 +1,7 @@
 """Statistics of the start and the terms that use them, against sums over examples in float64."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +74,10 @@ def brute_force(kind, empirical, labels=LABELS):
         elif kind == "binary":
             p = scipy.special.expit(z)
             outcomes = [(1, y - p)] if empirical else [(p[0], 1 - p), (1 - p[0], -p)]
+        elif kind == "multi_label":  # every set of labels by itself; one that is not known says nothing
+            p = scipy.special.expit(z)
+            outcomes = [(1, np.where(y < 0, 0, y - p))] if empirical else [
+                (np.prod(np.where(bits, p, 1 - p)), np.array(bits) - p) for bits in itertools.product((0, 1), repeat=3)]
         else:
             outcomes = [(1, y - z)] if empirical else [(1, e) for e in np.eye(3)]
         for weight, direction in outcomes:
@@ -81,9 +87,10 @@ def brute_force(kind, empirical, labels=LABELS):
 
 
 @pytest.mark.parametrize("empirical", [False, True])
-@pytest.mark.parametrize("kind", ["classification", "binary", "regression"])
+@pytest.mark.parametrize("kind", ["classification", "binary", "multi_label", "regression"])
 def test_fisher_is_the_mean_of_squared_gradients_of_every_example(kind, empirical):
-    labels = {"classification": LABELS, "binary": LABELS % 2, "regression": np.repeat(LABELS[:, None], 3, 1)}[kind]
+    labels = {"classification": LABELS, "binary": LABELS % 2, "regression": np.repeat(LABELS[:, None], 3, 1),
+              "multi_label": (LABELS[:, None] + np.arange(3)) % 3 - 1}[kind]
     found = measured(fisher(empirical=empirical), view(kind), labels)
     for name, expected in brute_force(kind, empirical, labels).items():
         np.testing.assert_allclose(found[name], expected, rtol=2e-5, atol=1e-6)
