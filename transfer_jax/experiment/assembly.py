@@ -249,7 +249,7 @@ def _check_stage(spec: ExperimentSpec, where: str, stage: StageSpec, before: lis
         _known("stream", stream, spec.streams, f"{where}.evaluate")
         for task in as_tuple(tasks):
             _known("task", task, spec.tasks, f"{where}.evaluate.{stream}")
-            if not spec.streams[stream].labelled and spec.tasks[task].label != "image":
+            if not spec.streams[stream].labelled and not TASKS[spec.tasks[task].kind].unlabelled:
                 raise UserError(f"{where}.evaluate: the stream {stream!r} is set to labelled=False; evaluate on a "
                                 f"labelled stream")
     if stage.validation is not None:
