@@ -2,7 +2,23 @@
 
     python -m transfer_jax.train --config configs/multitask/embedding.py --workdir runs/embedding
 
-MEASURED
+Omniglot's two small background sets: 143 characters of five alphabets to learn from, 20 drawings each; tested are the
+99 characters of Korean, Sanskrit and Tagalog, none of which was seen, every drawing a query among the 1,979 others. A
+published ResNet-8 (CIFAR-10), 150 steps of 64 drawings (16 characters, 4 of each) by Adam. Measured on two CPU cores
+that other jobs shared (a load of 8 to 16): 22 min for all arms and seeds. Mean and half width of the 95 % interval over
+3 seeds:
+
+                                    recall@1       recall@2       recall@4       MAP@R
+    triplets, semi-hard             0.839 ± 0.014  0.903 ± 0.025  0.947 ± 0.012  0.505 ± 0.013
+    supervised contrastive          0.824 ± 0.036  0.895 ± 0.018  0.943 ± 0.013  0.491 ± 0.040
+    contrastive pairs               0.739 ± 0.051  0.832 ± 0.043  0.894 ± 0.020  0.392 ± 0.056
+    cross-entropy, its features     0.643 ± 0.086  0.752 ± 0.064  0.840 ± 0.043  0.240 ± 0.061
+    features as published           0.593          0.737          0.832          0.215
+    supervised contrastive, random  0.356 ± 0.339  0.467 ± 0.367  0.590 ± 0.371  0.109 ± 0.145
+
+Losses that compare drawings find far better neighbours among new characters than names of the old ones do; triplets and
+the supervised contrastive loss do not differ beyond their intervals. Without the photographs of CIFAR-10 as a start so
+few steps end below the features as published. Margins and temperature are the papers' usual ones, not searched.
 """
 
 from __future__ import annotations
@@ -65,7 +81,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                                  evaluate=dict(unseen="features")),
                   names=arm("cross-entropy, its features", dict(kind="task"), "names", "features"))
     stages |= {loss["kind"]: arm(title, loss) for title, loss in LOSSES.items()}
-    stages["scratch"] = arm("supervised contrastive, from scratch", LOSSES["supervised contrastive"], init="random")
+    stages["scratch"] = arm("supervised contrastive, random", LOSSES["supervised contrastive"], init="random")
     return ml_collections.ConfigDict(dict(
         name="embedding", seeds=tuple(range(args.seeds)),
         model=dict(backbones=dict(backbone=dict(kind="mlperf_resnet8")),

@@ -164,8 +164,8 @@ class HostStream(Stream):
 
     def _stack(self, members: list[list[dict[str, np.ndarray]]]) -> Batch:
         """[S][B] examples -> arrays [S, B, ...]."""
-        first = members[0][0]["image"].shape
-        for example in (example for examples in members for example in examples):
+        first = members[0][0].get("image", np.zeros(())).shape
+        for example in (example for examples in members for example in examples if "image" in example):
             if example["image"].shape != first:
                 raise UserError(f"stream {self.name!r}: {self.dataset.name_of(int(example['index']))} has the shape "
                                 f"{example['image'].shape}, others have {first}; set image_size and channels")

@@ -56,9 +56,29 @@ class Assembly:
         """The open stream of this name."""
         if name not in self._streams:
             self._streams[name] = open_stream(name, self.spec.streams[name], self.spec.seeds)
+            self._check_words(name)
             if self.spec.streams[name].follows is not None:
                 self._check_follows(name)
         return self._streams[name]
+
+    def words(self, backbone: str) -> tuple[str, ...]:
+        """What the numbers of the tokens that a backbone reads stand for; () where no data tell."""
+        feeding = [name for name, spec in self.spec.streams.items()
+                   if backbone in spec.inputs and from_taps(spec.inputs[backbone]) is None]
+        return self.stream(feeding[0]).dataset.words if feeding else ()
+
+    def _check_words(self, name: str) -> None:
+        """All texts that a backbone reads have to number their words alike, and it needs a row for each."""
+        words, inputs = self.stream(name).dataset.words, self.spec.streams[name].inputs
+        for backbone in (part for part, source in inputs.items() if from_taps(source) is None):
+            for other, stream in self._streams.items():
+                if backbone in stream.spec.inputs and stream.dataset.words != words:
+                    raise UserError(f"the streams {other!r} and {name!r} both feed the backbone {backbone!r}, but "
+                                    f"number their words differently; give their data the same words_file")
+            arguments = self.spec.model.backbones[backbone].arguments
+            if len(words) > arguments.get("vocabulary", len(words)):
+                raise UserError(f"config.model.backbones.{backbone}: the data of {name!r} number {len(words)} words, "
+                                f"more than vocabulary={arguments['vocabulary']}; give as many or more")
 
     def _check_follows(self, name: str) -> None:
         """Two views of the same examples need the same examples."""

@@ -180,7 +180,11 @@ def prediction_file(stream: Any, scores: Scores) -> dict[str, np.ndarray]:
     if "loss" in rows and flat:
         wrong = np.flatnonzero(rows["prediction"] != rows["label"])
         shown = wrong[np.argsort(-rows["loss"][wrong], kind="stable")][:MOST_SHOWN]
-        arrays |= _thumbnails([_picture(stream, int(rows["index"][row]), True) for row in shown], shown)
+        if stream.dataset.words:
+            texts = [stream.dataset.text_of(int(rows["index"][row])) for row in shown]
+            arrays |= {"texts": np.array(texts, str), "text_rows": shown}
+        else:
+            arrays |= _thumbnails([_picture(stream, int(rows["index"][row]), True) for row in shown], shown)
     elif drawn:
         shown = drawn["row"]
         arrays |= _thumbnails([_picture(stream, int(rows["index"][row]), False) for row in shown], shown)
