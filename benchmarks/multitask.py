@@ -4,10 +4,11 @@
                                                 [--network resnet8|small_cnn] [--only KIND ...]
 
 All stages share one network with a linear head for every task, data, batches and optimizer, and are timed turn by turn
-in one run. A combination of losses is compared with the plain sum; a rule for gradients with the plain sum and T - 1
-further backward passes of the trunk, which are timed beside it as the forward-backward pass of the trunk less its
-forward pass. Printed are medians, and quartiles of the ratios of paired rounds; and the memory that the compiler plans
-for a step beside its arguments, as a ratio to the plain sum's. Data are random numbers: only time counts.
+in one run. A combination of losses is compared with the plain sum, FAMO with one more forward pass; a rule for
+gradients with the plain sum and T - 1 further backward passes of the trunk, Auto-Lambda with one more pass forward and
+backward. Passes of the trunk are timed beside the steps; a backward pass is by how much a pass forward and backward is
+longer than one forward. Printed are medians, and quartiles of the ratios of paired rounds; and the memory that the
+compiler plans for a step beside its arguments, as a ratio to the plain sum's. Data are random numbers.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from transfer_jax.training.progress import print_table
 NETWORKS = {"resnet8": (dict(kind="cifar_resnet8"), 32), "resnet20": (dict(kind="cifar_resnet20"), 32),
             "small_cnn": (dict(kind="small_cnn", widths=(16, 32, 64, 64), norm="batch"), 40)}
 PLAIN, FORWARD, BACKWARD = "fixed", "trunk forward", "trunk forward and backward"
+FURTHER = {"famo": FORWARD, "auto_lambda": BACKWARD}  # a pass of its own, beside those of the other kinds
 EXAMPLES = 512
 Side = tuple[Callable[[int], None], float]  # runs n steps; megabytes
 
@@ -128,7 +130,7 @@ def rows(sides: dict[str, Side], times: dict[str, np.ndarray], tasks: int) -> li
         if name in (FORWARD, BACKWARD):
             found.append((name, f"{statistics.median(values):.2f}", "", "", ""))
             continue
-        passes = times[PLAIN] + (further if name in GRADIENT_RULES else 0.0)
+        passes = times[PLAIN] + (further if name in GRADIENT_RULES else 0.0) + times.get(FURTHER.get(name), 0.0)
         found.append((name, f"{statistics.median(values):.2f}", quartiles(values / times[PLAIN]),
                       quartiles(values / passes), f"{sides[name][1] / sides[PLAIN][1]:.2f}"))
     return found

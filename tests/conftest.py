@@ -1,6 +1,7 @@
 """Fixtures of all tests: one cache folder for prepared data and compiled programs, shared by parallel workers."""
 
 import contextlib
+import gc
 import os
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from sklearn.datasets import load_digits
 
 from transfer_jax.core.compilation import enable_compilation_cache
 
-# XLA:CPU's emitters of fusions take longer to compile than all the rest, whatever the level of optimisation.
-QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False}
+# XLA:CPU's emitters of fusions take longer to compile than all the rest, whatever the level of optimisation; and it
+# cuts a program into up to 32 parts, each with a compiler of its own: for programs as small as ours half of the time.
+QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 OWN_OPTIONS = compiler.get_compile_options
 LONGEST = ("test_faults.py", "test_slurm.py", "test_launch_scripts.py", "test_processes.py", "test_sharding.py",
            "test_configs.py", "test_parity.py", "test_resume.py", "test_advising.py", "test_step.py", "test_sweep.py",
@@ -36,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     what they share is made once.
     """
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays; looking through it for garbage again and again takes a third of all tracing."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +96,8 @@ def quick_compilation():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "get_compile_options", quick)
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # processes that a test starts
-        patch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+        flags = [f"--{name}={str(value).lower()}" for name, value in QUICK_TO_COMPILE.items()]
+        patch.setenv("XLA_FLAGS", " ".join(flags))
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)

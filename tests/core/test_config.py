@@ -116,3 +116,14 @@ def test_faulty_config_files(tmp_path):
         load_config(str(path))
     with pytest.raises(UserError, match="yields no run"):
         load_sweep(str(path))
+    path.write_text("import os\nimport no_such_module\n")
+    with pytest.raises(UserError, match="broken.py', line 2: ModuleNotFoundError: No module named 'no_such_module'"):
+        load_config(str(path))
+    path.write_text("def get_config(arg):\n    return {}[\"x\"]\n\n\ndef get_sweep(arg):\n    yield {}[0]\n")
+    with pytest.raises(UserError, match="line 2: KeyError: 'x'"):
+        load_config(str(path))
+    with pytest.raises(UserError, match="line 6: KeyError: 0"):
+        load_sweep(str(path))
+    path.write_text("def get_config(arg):\n    pass\n")
+    with pytest.raises(UserError, match="gives NoneType, and no ConfigDict"):
+        load_config(str(path))

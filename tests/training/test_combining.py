@@ -1,5 +1,7 @@
 """Combinations in training: gradients of shared leaves, of features, what is carried, and a task that goes bad."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from tiny_experiment import same_leaves, single, start, trained
 from transfer_jax.core.errors import UserError
 from transfer_jax.objectives import TERMS
 from transfer_jax.training.chunk import compile_chunk
+from transfer_jax.training.gradients import task_gradients
 
 SECOND = {"model.heads.second": {"kind": "linear"}, "tasks.second": {"kind": "classification", "head": "second"}}
 SGD = {"optimizer": {"kind": "sgd", "momentum": 0.0}, "lr": 0.1, "steps": 1}
@@ -59,6 +62,27 @@ def test_the_features_of_one_tap_give_other_weights_than_parameters(digits_file)
     found = [trained(two(digits_file, "mgda", gradients_of=of)).metrics["weight_second"] for of in
              ("shared", "pooled")]
     assert abs(found[0] - found[1]) > 1e-4
+
+
+def test_backward_passes_share_their_memory():
+    """A further task costs its gradient, twice, and not the activations of one more backward pass."""
+    leaves = {f"layer{depth}": jnp.eye(32) for depth in range(6)} | {f"head{task}": jnp.ones(32) for task in range(8)}
+    inputs = jnp.ones((2048, 32))
+
+    def memory(tasks):
+        def losses(moving):
+            x = inputs
+            for depth in range(6):
+                x = jnp.tanh(x @ moving[f"layer{depth}"])
+            return tuple(jnp.mean((x @ moving[f"head{task}"]) ** 2) for task in range(tasks)), ({}, None)
+
+        names = SimpleNamespace(names=tuple(map(str, range(tasks))))
+        taken = jax.jit(lambda moving: task_gradients(losses, moving, names, "shared", skip=False)[0].rows)
+        return taken.lower(leaves).compile().memory_analysis().temp_size_in_bytes
+
+    gradient = 4 * 6 * 32 * 32
+    side_by_side = 6 * 4 * inputs.size
+    assert memory(8) - memory(2) <= 6 * 2 * gradient < side_by_side
 
 
 @pytest.mark.parametrize("kind", ["sum", "grad_norm"])

@@ -7,9 +7,11 @@ line. Neither decides what is valid: the specs do, so that a misspelling anywher
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,9 +34,8 @@ def load_module(path: str | Path) -> ModuleType:
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)  # a config may import a sibling
     try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"config file {str(path)!r}, line {error.lineno}: {error.msg}") from error
+        with _named(path):
+            spec.loader.exec_module(module)
     finally:
         sys.path.remove(folder)
     return module
@@ -45,7 +46,11 @@ def load_config(reference: str, overrides: Sequence[str] = ()) -> ml_collections
     path, _, arg = reference.partition(":")
     module = load_module(path)
     get_config = _function(module, "get_config", path)
-    return apply_overrides(get_config(arg), overrides)
+    with _named(path):
+        config = get_config(arg)
+    if not isinstance(config, Mapping | ml_collections.ConfigDict):
+        raise UserError(f"get_config of {path!r} gives {type(config).__name__}, and no ConfigDict")
+    return apply_overrides(config, overrides)
 
 
 def load_sweep(reference: str) -> list[dict[str, Any]]:
@@ -54,10 +59,28 @@ def load_sweep(reference: str) -> list[dict[str, Any]]:
     The entry `ARG` is no path: it is what a run adds to the config's own argument (`with_arg`).
     """
     path, _, arg = reference.partition(":")
-    runs = [dict(run) for run in _function(load_module(path), "get_sweep", path)(arg)]
+    get_sweep = _function(load_module(path), "get_sweep", path)
+    with _named(path):
+        runs = [dict(run) for run in get_sweep(arg)]
     if not runs:
         raise UserError(f"get_sweep of {path!r} yields no run")
     return runs
+
+
+@contextlib.contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Errors of a config file's own code become one sentence with the file and the line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"config file {error.filename or str(path)!r}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                 if Path(frame.filename).resolve() == Path(path).resolve()]
+        where = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"config file {str(path)!r}{where}: {type(error).__name__}: {error}") from error
 
 
 def with_arg(reference: str, arg: str) -> str:

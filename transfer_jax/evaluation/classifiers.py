@@ -2,12 +2,13 @@
 
 A classifier is a function (x [N, D], y int [N], classes, settings [G], query [M, D]) -> votes [G, M, C]; the largest
 vote is the answer, and classes that are not among `y` get none. What depends on no setting is done once.
+
+scikit-learn takes seconds to import, so it is where it is used.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from sklearn.svm import SVC, LinearSVC
 
 from transfer_jax.core.errors import UserError
 
@@ -93,11 +94,15 @@ def nearest_mean(x: Array, y: Array, classes: int, settings: tuple[None, ...], q
 
 def linear_svm(x: Array, y: Array, classes: int, settings: tuple[float, ...], query: Array) -> Array:
     """scikit-learn's `LinearSVC(C=setting)`."""
+    from sklearn.svm import LinearSVC
+
     return _answers([LinearSVC(C=setting, max_iter=5000, random_state=0) for setting in settings], x, y, classes, query)
 
 
 def rbf_svm(x: Array, y: Array, classes: int, settings: tuple[float, ...], query: Array) -> Array:
     """scikit-learn's `SVC(C=setting)`: radial basis functions, gamma by the variance of the features."""
+    from sklearn.svm import SVC
+
     return _answers([SVC(C=setting) for setting in settings], x, y, classes, query)
 
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import ndtri
-from sklearn.exceptions import ConvergenceWarning
 
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.evaluation import classifiers
@@ -148,6 +147,8 @@ def standardised(x: Array, fitting: int) -> Array:
 
 
 def _row(name: str, x: Array, y: Array, classes: int, outer: list[Split], inner: list[list[Split]]) -> Row:
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         chosen, accuracies, votes = answers(name, x, y, classes, outer, inner)
@@ -200,6 +201,8 @@ def logistic_votes(x: Array, y: Array, classes: int, penalties: Sequence[float],
     if not np.isfinite(np.asarray(path.objective)).all():
         raise UserError("logistic regression met values that are not finite; check the features")
     if float(np.max(path.gradient)) > 1e-3:
+        from sklearn.exceptions import ConvergenceWarning
+
         warnings.warn("the logistic path has not converged", ConvergenceWarning, stacklevel=2)
     weights, bias = np.asarray(path.weights), np.asarray(path.bias)
     return [np.einsum("md,ldc->lmc", x[split.answer], weights[place], optimize=True) + bias[place][:, None]

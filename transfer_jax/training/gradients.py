@@ -117,7 +117,7 @@ def task_gradients(losses: Losses, moving: Flat, combination: Combination, gradi
                    skip: bool) -> tuple[TaskGradients, tuple[Metrics, Side]]:
     """The gradients of all terms with respect to leaves, and what `losses` gave beside; see `plain_gradients`."""
     values, linear, aux = jax.linearize(losses, moving, has_aux=True)
-    pulled = [_pulled(lambda leaves, i=i: linear(leaves)[i], moving) for i in range(len(values))]
+    pulled = _one_after_the_other([lambda leaves, i=i: linear(leaves)[i] for i in range(len(values))], moving)
     values, pulled, present = _counted(values, pulled, skip)
     own: tuple[Flat, ...] = tuple({} for _ in pulled)
     together = list(moving)
@@ -181,7 +181,7 @@ def through_tap(losses: Losses, moving: Flat, combination: Combination, tap: str
         return (values, made), aux
 
     (values, _), linear, aux = jax.linearize(cut, moving, zeros, has_aux=True)
-    pulled = [_pulled(lambda both, i=i: linear(*both)[0][i], (moving, zeros)) for i in range(len(values))]
+    pulled = _one_after_the_other([lambda both, i=i: linear(*both)[0][i] for i in range(len(values))], (moving, zeros))
     values, pulled, present = _counted(values, pulled, skip)
     features = jax.tree.map(lambda *parts: jnp.stack(parts), *(changes for _, changes in pulled))
     found = TaskGradients(values, features, tuple(leaves for leaves, _ in pulled), present)
@@ -265,9 +265,28 @@ def with_carried(side: Side, slot: str, carried: Any) -> Side:
     return side if carried is None else side._replace(carried={**side.carried, slot: carried})
 
 
-def _pulled(linear: Callable, at: Any) -> Any:
-    """The gradient of a linear function to a scalar."""
-    return jax.linear_transpose(linear, at)(jnp.ones((), jax.eval_shape(linear, at).dtype))[0]
+def _one_after_the_other(linear: list[Callable], at: Any) -> list[Any]:
+    """The gradients of linear functions to a scalar.
+
+    Each waits for the one before. Else the compiler runs their backward passes side by side, with the memory of all of
+    them at once, which is slower, too, where that exceeds a cache.
+    """
+    found: list[Any] = []
+    for one in linear:
+        seed = jnp.ones((), jax.eval_shape(one, at).dtype)
+        if found:
+            seed = _after(found[-1], seed)
+        found.append(jax.linear_transpose(one, at)(seed)[0])
+    return found
+
+
+def _after(tree: Any, value: jax.Array) -> jax.Array:
+    """`value`, about 1, as it is, but not before `tree` is known.
+
+    What is added lies below the last digit; compilers take out a barrier before they order the operations.
+    """
+    ends = [leaf.reshape(-1)[0] for leaf in jax.tree.leaves(tree) if leaf.size]
+    return value + 1e-30 * sum(jnp.isnan(end).astype(value.dtype) for end in ends)
 
 
 def _skipped(names: tuple[str, ...], absent: jax.Array) -> Metrics:

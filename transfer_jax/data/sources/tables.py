@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.data.dataset import Dataset, FileDataset
@@ -119,6 +116,9 @@ def _reals(cells: Sequence[Any], column: str, path: str) -> np.ndarray:
 
 def read_table(file: Path) -> dict[str, list[Any]]:
     """The columns of a CSV, TSV or Parquet file, which has a row."""
+    import pyarrow.csv
+    import pyarrow.parquet
+
     if not file.is_file():
         raise UserError(f"the table {str(file)!r} does not exist; correct `path`")
     try:
@@ -128,7 +128,7 @@ def read_table(file: Path) -> dict[str, list[Any]]:
             parts = pyarrow.csv.ParseOptions(delimiter="\t" if file.suffix.lower() == ".tsv" else ",",
                                              newlines_in_values=True)
             table = pyarrow.csv.read_csv(file, parse_options=parts)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"the table {str(file)!r} is neither CSV nor Parquet ({str(error).splitlines()[0]}); "
                         "mend it") from error
     if table.num_rows == 0:
