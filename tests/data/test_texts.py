@@ -10,6 +10,9 @@ import tiny_experiment
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component, build
 from transfer_jax.data import StreamSpec, open_source, open_stream, words
+from transfer_jax.experiment.export import ExportedModel, export_model
+from transfer_jax.experiment.report.collect import read_run
+from transfer_jax.experiment.report.mistakes import mistake_blocks
 from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.pretrained.formats.word_vectors import read_word_vectors
@@ -153,11 +156,13 @@ def test_a_text_model_starts_from_word_vectors_and_keeps_them(table, tmp_path):
     told = json.loads((tmp_path / "run" / "pretrained.json").read_text())["text"]["report"]["not_loaded"]
     assert f"2 of {len(listed) - 2} words have a vector" in told[0]["note"] and "2 damaged lines" in told[0]["note"]
     assert [entry["status"] for entry in told] == ["adapted", "new"]
-    exported = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
+    exported = ExportedModel(export_model(runner.assembly, runner.workdir, tmp_path / "model")).description
     assert exported["tasks"]["mood"]["preprocessing"]["words"] == list(listed)
-    with np.load(tmp_path / "run" / "predictions" / "tune" / "test.npz") as found:
-        assert "thumbnails" not in found and set(found["texts"]) <= {row[0] for row in ROWS[4:]}
-    assert (tmp_path / "run" / "report.md").is_file()
+    found = dict(np.load(tmp_path / "run" / "predictions" / "tune" / "test.npz"))
+    assert "thumbnails" not in found and set(found["texts"]) <= {row[0] for row in ROWS[4:]}
+    run = read_run(tmp_path / "run")
+    (wrong,) = mistake_blocks(run, run.results[0]) if "texts" in run.predictions("tune", "test") else (None,)
+    assert len(wrong.rows) == len(found["texts"]) and {row[1] for row in wrong.rows} == set(found["texts"])
 
 
 @pytest.mark.parametrize(("changes", "said"), [

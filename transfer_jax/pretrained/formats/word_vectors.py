@@ -118,11 +118,9 @@ def _read_text(file: io.BufferedReader, where: str, header: re.Match | None,
         if wanted is not None and name not in wanted:
             continue
         try:
-            vector = np.array(values, np.float32)
+            vectors.setdefault(name, np.array(values, np.float32))
         except ValueError:
-            skipped += 1
-            continue
-        vectors.setdefault(name, vector)
+            good, skipped = good - 1, skipped + 1
     if width < 1 or skipped > good:
         raise damaged(where, f"{skipped} of its {good + skipped} lines are no word with {max(width, 1)} numbers")
     return WordVectors(vectors, width, skipped)
