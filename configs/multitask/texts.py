@@ -2,7 +2,26 @@
 
     python -m transfer_jax.train --config configs/multitask/texts.py --workdir runs/texts
 
-MEASURED
+SST-2 (6,920 sentences, good or bad) and TREC (5,452 questions, six kinds of answers): the mean of 50-dimensional word
+vectors, a layer of 64 and a head a task; 400 steps of 64 by Adam an arm, with all sentences or 50 of each class. The
+GloVe vectors in the folder that `TRANSFER_JAX_DATA` names are a part of the published ones: of 11,998 words 4,217 have
+one. Measured on two CPU cores that other jobs shared (a load of 10 to 20): 3 min 20 s for all arms and seeds. Accuracy
+on the tests (1,821 and 500), mean ± half width of the 95 % interval over 3 seeds:
+
+                             all sentences                  50 of each class
+                             good or bad    question        good or bad    question
+    from scratch, alone      0.818 ± 0.006  0.871 ± 0.017   0.608 ± 0.033  0.560 ± 0.122
+    from scratch, together   0.823 ± 0.009  0.867 ± 0.028   0.590 ± 0.014  0.557 ± 0.123
+    GloVe, frozen, alone     0.671 ± 0.006  0.669 ± 0.003   0.618 ± 0.029  0.617 ± 0.032
+    GloVe, frozen, together  0.665 ± 0.008  0.665 ± 0.008   0.619 ± 0.023  0.609 ± 0.029
+    GloVe, tuned, alone      0.810 ± 0.005  0.815 ± 0.013   0.616 ± 0.024  0.594 ± 0.144
+    GloVe, tuned, together   0.799 ± 0.017  0.818 ± 0.030   0.610 ± 0.040  0.597 ± 0.147
+
+With few labels the frozen vectors lead, on questions by 0.06 but not beyond the intervals, at less than a hundredth of
+the parameters. With all labels words learnt from scratch are better than these few vectors, tuned or not, and by far
+better than frozen ones: an average of 50 numbers that stand still says little of moods. One trunk serves both tasks at
+no cost beyond the intervals. Words without a vector start beside the mean; with the deviation of the others, which was
+tried first, the tuned arms had 0.02 less on SST-2. Rates and lengths were not searched.
 """
 
 from __future__ import annotations
@@ -53,7 +72,7 @@ def _parts(task: str, line: str) -> tuple[str, str]:
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """`steps` of each arm; `seeds`: how many; `few`: labelled sentences of each class in the second half of the arms."""
+    """`steps` of each arm; `seeds`: how many; `few`: sentences of each class in the second half of the arms."""
     args = parse_arg(arg, steps=400, seeds=3, few=50)
     folder = tables()
 

@@ -134,14 +134,22 @@ class Assembly:
         return first
 
     def num_classes(self, task: str) -> int:
-        return head_outputs(self.spec.tasks[task], self.class_names(task))
+        try:
+            return head_outputs(self.spec.tasks[task], self.class_names(task))
+        except UserError as error:
+            streams = ", ".join(map(repr, self.task_streams(task))) or "none"
+            raise UserError(f"task {task!r} (its streams: {streams}): {error}") from error
 
     @functools.cached_property
     def sized_heads(self) -> dict[str, Component]:
         """All heads, with the class counts of those that answer a task filled in from the data."""
-        heads = dict(self.spec.model.heads)
+        heads, answers = dict(self.spec.model.heads), {}
         for name, task in self.spec.tasks.items():
-            heads[task.head] = self._sized(heads[task.head], name)
+            other, size = answers.setdefault(task.head, (name, self.num_classes(name)))
+            if size != self.num_classes(name):
+                raise UserError(f"the head {task.head!r} cannot answer both tasks {other!r} and {name!r}, which need "
+                                f"{size} and {self.num_classes(name)} outputs; give each a head of its own")
+            heads[task.head] = self._sized(self.spec.model.heads[task.head], name)
         return heads
 
     @functools.cached_property

@@ -16,13 +16,14 @@ from transfer_jax.pretrained.report import Entry, LoadReport
 
 LAYOUT = "word_vectors"
 TABLE = "word/embedding"  # how the path of a table of words ends
+FRESH = 0.02  # deviation of fresh vectors, see `models.text.normal_init`
 
 
 def from_word_vectors(path: Path, words: Sequence[str], shapes: Mapping[str, Any], source: str,
                       model: str) -> tuple[Leaves, LoadReport]:
     """The leaf [vocabulary, width] of the words, row by row, and the account of it; other leaves keep fresh values.
 
-    Words without a vector get one by chance, normal with the mean and the deviation of the vectors that were found, a
+    Words without a vector start beside the mean of the vectors that were found, with the deviation of fresh layers, a
     function of the word alone; the numbers 0 (no word) and 1 (not known) get zeros and the mean.
 
     Args:
@@ -50,20 +51,19 @@ def from_word_vectors(path: Path, words: Sequence[str], shapes: Mapping[str, Any
     if len(words) > rows:
         raise UserError(f"{source}: the data number {len(words)} words, but {model} has room for {rows}; set its "
                         f"vocabulary={len(words)} or more")
-    known = np.stack(list(found.vectors.values()))
-    mean, deviation = known.mean(0), known.std(0)
+    mean = np.stack(list(found.vectors.values())).mean(0)
     table = np.zeros((rows, width), np.float32)
     table[1] = mean
     for number, word in enumerate(words[2:], 2):
-        table[number] = found.vectors[word] if word in found.vectors else _by_chance(word, mean, deviation)
-    note = f"{len(found.vectors):,} of {len(words) - 2:,} words have a vector, the others one by chance"
+        table[number] = found.vectors[word] if word in found.vectors else _beside(mean, word)
+    note = f"{len(found.vectors):,} of {len(words) - 2:,} words have a vector, the others start beside the mean"
     note += f"; {found.skipped} damaged lines passed over" if found.skipped else ""
     entries = [Entry("adapted", tables[0], "vectors", (rows, width), note)]
     entries += [Entry("new", leaf, None, tuple(shape.shape)) for leaf, shape in shapes.items() if leaf != tables[0]]
     return {tables[0]: table}, LoadReport(source, LAYOUT, model, tuple(entries))
 
 
-def _by_chance(word: str, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+def _beside(mean: np.ndarray, word: str) -> np.ndarray:
     """float32 [width]."""
     generator = np.random.default_rng(zlib.crc32(word.encode()))
-    return (mean + deviation * generator.standard_normal(len(mean))).astype(np.float32)
+    return (mean + FRESH * generator.standard_normal(len(mean))).astype(np.float32)
