@@ -85,7 +85,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         model=dict(backbones=dict(backbone=dict(kind="mobilenet_v1_retinaface")),
                    heads={f"{task}_{kind}": dict(head) for task in TASKS for kind, head in HEADS.items()}),
         pretrained=dict(backbone=dict(source=str(FILE))),
-        tasks={f"{task}_{kind}": dict(TASKS[task], head=f"{task}_{kind}") for task in TASKS for kind in HEADS},
+        tasks={f"{task}_{kind}": dict(TASKS[task], head=f"{task}_{kind}", class_names_from="train")
+               for task in TASKS for kind in HEADS},
         streams=dict(train=stream("train"), **{f"{task}_{args.split}": stream(args.split) for task in TASKS}),
         stages=stages, checkpoint_every=0, eval_batch_size=32,
         report=dict(metric="mean_iou", reference="pyramid, alone",
