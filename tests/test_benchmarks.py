@@ -1,5 +1,6 @@
 """Benchmarks run, and their arithmetic is right; how fast we are is for them to tell."""
 
+import argparse
 import importlib.util
 import sys
 from pathlib import Path
@@ -89,3 +90,17 @@ def test_rules_for_gradients_are_compared_with_the_backward_passes_that_they_nee
     found = {row[0]: row[1:] for row in multitask.rows(sides, times, tasks=3)}
     assert found["mgda"] == ("10.00", "2.50 (2.50-2.50)", "1.25 (1.25-1.25)", "1.50")  # 4 + 2 passes of 2
     assert found["famo"] == ("5.00", "1.25 (1.25-1.25)", "1.25 (1.25-1.25)", "1.00")
+
+
+def test_models_in_parallel_are_compared_with_one_after_the_other(tmp_path):
+    parallel = script("parallel")
+    given = argparse.Namespace(batch=2, number=2, network="small_cnn")
+    compared = parallel.sides("same", tmp_path, given)
+    times = parallel.measured(compared, rounds=1, steps=1)
+    assert list(times) == [parallel.IN_TURN, "apart", "joined"] and min(map(min, times.values())) > 0
+    steps = {lane.step for side in compared.values() for lanes in side.bundles for lane in lanes}
+    alone, apart = (compared[name].memory() for name in (parallel.IN_TURN, "apart"))
+    assert steps == {3} and 1.5 * alone < apart < 2.5 * alone  # two of a kind at once
+    rows = parallel.rows({parallel.IN_TURN: np.array([2.0, 4.0]), "apart": np.array([1.0, 3.0])},
+                         {parallel.IN_TURN: 2.0, "apart": 2.0}, {parallel.IN_TURN: 10**6, "apart": 2 * 10**6})
+    assert rows[1] == ("apart", "2.0", "0.62 (0.56-0.69)", "2.0", "2.0", "2.00")

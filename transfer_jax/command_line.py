@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -96,6 +97,17 @@ def source_of(given: argparse.Namespace, overrides: Sequence[str]) -> Source:
                   "best" if given.best else "last", given.model_seed)
 
 
+def output(text: str | None, flag: str = "--out", folder: bool = False) -> Path | None:
+    """Where a result goes; asked before the work is done that would be lost. `folder`: it may be one."""
+    if text is None:
+        return None
+    path = Path(text)
+    there = next(place for place in path.absolute().parents if place.exists())  # the folders below it will be made
+    if not there.is_dir() or not os.access(there, os.W_OK) or (path.is_dir() and not folder):
+        raise UserError(f"{flag} {text}: no file can be written there; name another")
+    return path
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs a command and ends the process: 0 done, 2 a user error in one sentence, 130 Ctrl-C."""
     arguments = sys.argv[1:]
@@ -110,5 +122,14 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except UserError as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        for one in told(error):
+            print(f"error: {one}", file=sys.stderr)
         sys.exit(2)
+
+
+def told(error: UserError) -> list[BaseException]:
+    """The error, last, and those that were on their way when it came, which it does not replace."""
+    found: list[BaseException] = [error]
+    while isinstance(found[0].__context__, UserError) and not found[0].__suppress_context__:
+        found.insert(0, found[0].__context__)
+    return found

@@ -4,6 +4,11 @@
     python -m transfer_jax.train --config 'configs/multitask/combinations.py:ways=fixed/MGDA,steps=800' --workdir DIR
     PYTHONPATH=. python configs/multitask/write_page.py FOLDER_OF_RUNS
 
+Each way can be a run of its own, which other runs cannot break; what has ended is skipped when the command is given
+again, and the report is one:
+
+    python -m transfer_jax.sweep --config configs/multitask/combinations.py --workdir DIR
+
 One small network, 50 labelled digits a class and 50 labelled scenes, 200 updates by Adam for every way, three seeds
 together; docs/multitask.md shows the scores of all ways. Measured on 2 CPU cores that about eight other processes kept
 busy, in two runs side by side that shared the ways (one with `alone=False`; the other was broken off when the two had
@@ -16,6 +21,7 @@ than their intervals: this says what they favour, not which is best.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -24,6 +30,7 @@ from transfer_jax.core.config import parse_arg
 from transfer_jax.core.errors import unknown
 
 ALONE = "trained alone"
+DEFAULTS = dict(ways="all", alone=True, labels=50, scenes=50, steps=200, seeds=3)
 # Row of the report -> (kind of combination, its arguments, entries of the objective)
 WAYS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "fixed": ("fixed", {}, {}),
@@ -56,13 +63,10 @@ METRICS = dict(digits_test="accuracy", scenes_test="mean_iou")
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """`ways`: names of `WAYS` joined by '/', or all; `alone`: whether each task is also trained alone; `labels`:
+    """`ways`: names of `WAYS` joined by '/', all or none; `alone`: whether each task is also trained alone; `labels`:
     labelled digits per class; `scenes`: labelled scenes; `steps`: updates of each arm; `seeds`: how many."""
-    args = parse_arg(arg, ways="all", alone=True, labels=50, scenes=50, steps=200, seeds=3)
-    chosen = list(WAYS) if args.ways == "all" else args.ways.split("/")
-    for way in chosen:
-        if way not in WAYS:
-            raise unknown("way", way, WAYS, repr(arg))
+    args = parse_arg(arg, **DEFAULTS)
+    chosen = ways(args.ways, arg)
     stages = {f"{task}_alone": arm(ALONE, args, (task,), dict(kind="fixed")) for task in HEADS if args.alone}
     for way in chosen:
         kind, arguments, entries = WAYS[way]
@@ -74,6 +78,23 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         model=dict(backbones=dict(backbone=backbone), heads=HEADS), streams=streams(args), stages=stages,
         tasks=dict(digits=dict(kind="classification", head="digits"), scenes=dict(kind="segmentation", head="scenes")),
         report=dict(metric="mean_iou", streams=("scenes_test",), reference=ALONE, tasks=METRICS)))
+
+
+def get_sweep(arg: str | None = None) -> Iterator[dict[str, str]]:
+    """The tasks alone, and every way, in a run of its own."""
+    args = parse_arg(arg, **DEFAULTS)
+    if args.alone:
+        yield {"arg": "ways=none"}
+    yield from ({"arg": f"ways={way},alone=False"} for way in ways(args.ways, arg))
+
+
+def ways(asked: str, arg: str | None) -> list[str]:
+    """Names of `WAYS`."""
+    chosen = {"all": list(WAYS), "none": []}.get(asked, asked.split("/"))
+    for way in chosen:
+        if way not in WAYS:
+            raise unknown("way", way, WAYS, repr(arg))
+    return chosen
 
 
 def streams(args: ml_collections.ConfigDict) -> dict:

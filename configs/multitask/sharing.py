@@ -34,15 +34,12 @@ KINDS = dict(digits="classification", segment="segmentation", borders="boundary_
 METRICS = dict(digits_test="accuracy", segment_test="mean_iou", borders_test="boundary_average_precision")
 TASKS = tuple(STREAMS)
 MAPS = ("stage1", "stage2", "stage3")
-TRUNK = dict(kind="small_cnn", widths=(16, 32, 64), norm="batch")
+# Batch norm with statistics of digits and of scenes apart, or with one set of statistics for both; or group norm.
+NORMS = {"separate": ("batch", "separate"), "batch": ("batch", "follow"), "group": ("group", "follow")}
 BEHIND = "backbone/stage3"  # what experts read
-# Part of the model that tells the tasks apart -> its backbone, and what a stream gives it.
-PARTS: dict[str, tuple[dict[str, Any], Any]] = {
-    "stitched": (dict(kind="cross_stitch", column=TRUNK, tasks=TASKS, at=MAPS), "image"),
-    "gated": (dict(kind="multi_gate_experts", tasks=TASKS, experts=3, hidden=(64,)), BEHIND),
-    "layered": (dict(kind="progressive_experts", tasks=TASKS, own=1, shared=1, levels=2, hidden=(64,)), BEHIND),
-    "attended": (dict(kind="task_attention", tasks=TASKS, stages=3), tuple(f"backbone/{name}" for name in MAPS)),
-}
+# Part of the model that tells the tasks apart -> what a stream gives it.
+PARTS: dict[str, Any] = {"stitched": "image", "gated": BEHIND, "layered": BEHIND,
+                         "attended": tuple(f"backbone/{name}" for name in MAPS)}
 # Row of the report -> the part that its heads read; "" for the trunk itself.
 ARMS = {"hard sharing": "", "cross-stitch": "stitched", "multi-gate experts": "gated",
         "progressive experts": "layered", "task attention": "attended", "adapters for each task": ""}
@@ -53,9 +50,12 @@ ADAPTERS = dict(own=dict(kind="adapter", targets=("backbone/stage[23]_conv1",), 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """`arms`: names of `ARMS`, 'single networks' or 'groups by affinity' joined by '/', or all; `groups`: tasks that
-    share a network joined by '+', networks by '/'; `labels`: labelled digits per class; `scenes`: labelled scenes;
-    `steps`: updates of each arm; `seeds`: how many."""
-    args = parse_arg(arg, arms="all", groups="segment+borders/digits", labels=50, scenes=50, steps=120, seeds=3)
+    share a network joined by '+', networks by '/'; `norm`: one of `NORMS`; `labels`: labelled digits per class;
+    `scenes`: labelled scenes; `steps`: updates of each arm; `seeds`: how many."""
+    args = parse_arg(arg, arms="all", groups="segment+borders/digits", norm="batch", labels=50, scenes=50, steps=120,
+                     seeds=3)
+    if args.norm not in NORMS:
+        raise unknown("norm", args.norm, NORMS, repr(arg))
     known = [ALONE, *ARMS, GROUPS]
     chosen = known if args.arms == "all" else args.arms.split("/")
     for arm in chosen:
@@ -74,11 +74,21 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     heads = {head(task, part): head_spec(task, part) for task in TASKS for part in parts}
     return ml_collections.ConfigDict(dict(
         name="sharing", seeds=tuple(range(args.seeds)), log_every=20, checkpoint_every=0,
-        model=dict(backbones=dict(backbone=TRUNK, **{part: PARTS[part][0] for part in parts if part}), heads=heads),
+        model=dict(backbones=backbones(NORMS[args.norm][0], parts), heads=heads),
         tasks={head(task, part): dict(kind=KINDS[task], head=head(task, part)) for task in TASKS
                for part in parts},
         streams=streams(args, parts), stages=stages,
         report=dict(metric="mean_iou", streams=("segment_test",), reference=ALONE, tasks=METRICS)))
+
+
+def backbones(norm: str, parts: tuple[str, ...]) -> dict:
+    """The trunk, and the parts that tell the tasks apart."""
+    trunk = dict(kind="small_cnn", widths=(16, 32, 64), norm=norm)
+    known = dict(stitched=dict(kind="cross_stitch", column=trunk, tasks=TASKS, at=MAPS),
+                 gated=dict(kind="multi_gate_experts", tasks=TASKS, experts=3, hidden=(64,)),
+                 layered=dict(kind="progressive_experts", tasks=TASKS, own=1, shared=1, levels=2, hidden=(64,)),
+                 attended=dict(kind="task_attention", tasks=TASKS, stages=3, norm=norm))
+    return dict(backbone=trunk, **{part: known[part] for part in parts if part})
 
 
 def head(task: str, part: str) -> str:
@@ -98,14 +108,14 @@ def head_spec(task: str, part: str) -> dict:
 def inputs(*parts: str) -> dict:
     """What the trunk and these parts read; a network of columns has no trunk."""
     trunk = {} if parts == ("stitched",) else dict(backbone="image")
-    return {**trunk, **{part: PARTS[part][1] for part in parts if part}}
+    return {**trunk, **{part: PARTS[part] for part in parts if part}}
 
 
 def streams(args: ml_collections.ConfigDict, parts: tuple[str, ...]) -> dict:
     """Plain digits of 20x20 and plain scenes of 40x40: for training, for each part of the model; and for testing."""
     moved = (dict(kind="crop", padding=4), dict(kind="scale", low=0.7, high=1.0))
-    digits = dict(data=dict(kind="tfds", name="digits"), batch_size=32, mean=0.0)
-    scenes = dict(data=dict(kind="tfds", name="digit_scenes", config="plain"), batch_size=8, mean=0.0)
+    digits = dict(data=dict(kind="tfds", name="digits"), domain="digits", batch_size=32, mean=0.0)
+    scenes = dict(data=dict(kind="tfds", name="digit_scenes", config="plain"), domain="scenes", batch_size=8, mean=0.0)
     train = dict(digits=dict(**digits, split="train", augment=moved, labels_per_class=args.labels),
                  scenes=dict(**scenes, split=f"train[:{args.scenes}]"))
     test = dict(digits=dict(**digits, split="test"), scenes=dict(**scenes, split="test"))
@@ -119,7 +129,9 @@ def stage(arm: str, args: ml_collections.ConfigDict, tasks: tuple[str, ...]) -> 
     part = ARMS.get(arm, "")
     terms = {task: dict(kind="task", task=head(task, part), stream=head(STREAMS[task], part)) for task in tasks}
     measured = dict(affinity=dict(every=5, rate=0.05)) if arm == "hard sharing" else {}
+    of_two = len({STREAMS[task] for task in tasks}) > 1
     return dict(title=arm, tags=dict(method=arm), init="fresh", steps=args.steps, lr=5e-3,
-                schedule=dict(kind="cosine"), peft=ADAPTERS if arm == "adapters for each task" else {},
+                schedule=dict(kind="cosine"), batch_norm=NORMS[args.norm][1] if of_two else "follow",
+                peft=ADAPTERS if arm == "adapters for each task" else {},
                 evaluate={f"{task}_test": head(task, part) for task in tasks},
                 objective=dict(terms=terms, **measured))

@@ -24,13 +24,13 @@ def script(tmp_path, monkeypatch):
     return module
 
 
-def invented(name, ways):
+def invented(name, ways, reference="trained alone"):
     tasks = {"digits_test": "accuracy", "scenes_test": "mean_iou"}
     results = [Result(name, way, stream, "last", {"method": way}, {metric: np.array([level, level + 0.1])}, {}, None,
                       ()) for way, level in ways.items() for stream, metric in tasks.items()]
     metrics = [{"kind": "train", "stage": way, "step": step, "metrics": {"weight_digits": [0.1, 0.2]}}
                for way in ways for step in (1, 2)]
-    return Run(name, Path(), {"report": {"tasks": tasks, "reference": "trained alone", "metric": "mean_iou"}},
+    return Run(name, Path(), {"report": {"tasks": tasks, "reference": reference, "metric": "mean_iou"}},
                {way: {"title": way} for way in ways}, results, metrics)
 
 
@@ -41,7 +41,7 @@ def test_runs_are_joined_and_become_one_section(script):
     run = script.joined(runs)
     assert [line["step"] for line in run.metrics if line["stage"] == "MGDA"] == [1, 2] and run.metrics[-1]["metrics"]
     assert list(run.stages) == ["trained alone", "fixed", "FAMO", "MGDA"] and len(run.results) == 8
-    text = script.section("combinations", run)
+    text = script.section("combinations", {"": run})
     assert "| fixed | 0.650" in text and "| MGDA | 0.750" in text  # the first run's, where both have a way
     assert {path.name for path in (script.DOCS / "figures").iterdir()} == {
         "multitask_trade_combinations.svg", "multitask_terms_combinations_FAMO.svg",
@@ -49,13 +49,15 @@ def test_runs_are_joined_and_become_one_section(script):
 
 
 def test_the_page_of_sharing_tells_what_every_way_costs(script):
-    run = invented("sharing", {"single networks": 0.5, "hard sharing": 0.6})
+    run, other = (invented("sharing", {"single networks": alone, "hard sharing": shared}, "single networks")
+                  for alone, shared in ((0.5, 0.6), (0.8, 0.4)))
     run.stages["alone_too"] = {"title": "single networks"}
     for number, facts in enumerate(run.stages.values()):
         facts |= {"trainable": 1000 * (number + 1), "seconds": 2.4}
     run.metrics.append({"kind": "train", "stage": "hard sharing", "step": 3, "metrics": {
         f"affinity/{a}/{b}": [0.01, 0.02] for a in ("digits", "scenes") for b in ("digits", "scenes")}})
-    text = script.section("sharing", run)
+    text = script.section("sharing", {"": run, "batch": other})
+    assert "| hard sharing | +18.3 ± 21.2 | -47.2 ± 35.3 |" in text  # t(1) = 12.7
     assert "| single networks | 2 | 4,000 | 5 |" in text and "| hard sharing | 1 | 2,000 | 2 |" in text
     assert "digits + scenes" in text and "multitask_affinity_sharing_hard_sharing.svg" in text
 

@@ -3,10 +3,11 @@
 import pytest
 from tiny_experiment import config, read_json, same_leaves
 
-from transfer_jax.core.errors import UserError
+from transfer_jax import command_line
+from transfer_jax.core.errors import UserError, all_of
 from transfer_jax.core.spec import build
 from transfer_jax.experiment.assembly import Assembly
-from transfer_jax.experiment.parallel import in_groups
+from transfer_jax.experiment.parallel import in_groups, train_together
 from transfer_jax.experiment.planning import compiled_stages
 from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec
@@ -92,6 +93,7 @@ def test_every_stage_reaches_the_bits_that_it_reaches_alone(alone, digits_file, 
     assert_same_end(tmp_path, alone)
     infos = read_json(tmp_path / "stages.json")
     assert list(infos) == list(STAGES) and all(infos[name]["seconds"] > 0 for name in STAGES)
+    assert [infos[name]["beside"] for name in STAGES] == [["odd"], ["digits"], []]
 
 
 class _StopAfter(StopRequest):
@@ -142,6 +144,30 @@ def test_one_may_go_on_alone_where_two_began(alone, digits_file, tmp_path):
         Runner(together(digits_file, steps_per_dispatch=3), tmp_path, quiet=True).run(_StopAfter(4))
     Runner(experiment(digits_file), tmp_path, quiet=True).run()
     assert_same_end(tmp_path, alone)
+
+
+class _Failing:
+    """A stage that cannot begin, and its checkpoints, which cannot be written."""
+
+    def __init__(self, name):
+        self.name, self.beside, self.checkpoints = name, set(), self
+
+    def enter(self, advance):
+        raise UserError(f"{self.name} cannot begin")
+
+    def wait(self):
+        raise UserError(f"{self.name} was not saved")
+
+
+def test_what_went_wrong_in_one_stage_does_not_hide_what_did_in_another():
+    with pytest.raises(UserError) as caught:
+        train_together(None, [_Failing("digits"), _Failing("odd")], None, None)
+    assert list(map(str, command_line.told(caught.value))) == [
+        "digits cannot begin", "digits was not saved", "odd was not saved"]
+    done = []
+    with pytest.raises(UserError, match="one was not saved"):
+        all_of([_Failing("one").wait, lambda: done.append("two")])
+    assert done == ["two"]
 
 
 def test_what_is_not_finite_names_its_stage(digits_file, tmp_path):

@@ -180,6 +180,16 @@ def test_task_attention_is_what_the_paper_says():
         np.testing.assert_allclose(taps[task], (mask * shared).mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 
+def test_task_attention_by_group_norm_sees_each_example_alone():
+    generator = np.random.default_rng(3)
+    maps = tuple(generator.normal(size=(3, side, side, width)).astype(np.float32) for side, width in ((4, 2), (2, 3)))
+    module, variables, _ = made("task_attention", maps, tasks=TASKS, stages=2, norm="group")
+    assert set(variables) == {"params"}
+    whole, first = (module.apply(variables, given, train=True) for given in (maps, tuple(m[:1] for m in maps)))
+    for name, value in first.items():
+        np.testing.assert_allclose(whole[name][:1], value, atol=1e-6)
+
+
 def test_task_attention_says_what_it_reads():
     maps = (np.zeros((1, 5, 5, 2), np.float32), np.zeros((1, 3, 3, 2), np.float32))
     module = build_backbone(Component(kind="task_attention", tasks=TASKS, stages=2))

@@ -2,13 +2,14 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from synthetic_workdir import make_workdir
 
 from transfer_jax.experiment.report import scores, tables, terminal_table, terminal_tables
-from transfer_jax.experiment.report.collect import read_runs
+from transfer_jax.experiment.report.collect import Run, read_runs
 from transfer_jax.experiment.report.pivot import layout, pivot
 from transfer_jax.training.progress import output_console
 
@@ -165,6 +166,13 @@ def test_group_tables_are_shared_by_equal_stages_and_say_what_is_frozen(tmp_path
                            "frozen backbone, new head (not trained: backbone 99.8%)"]
     backbone = found["frozen backbone, new head (not trained: backbone 99.8%)"][0]
     assert list(backbone) == ["backbone", "24", "272,474", "99.8%", "frozen", "-", "-", "0 B"]
+
+
+def test_groups_of_stages_that_trained_in_parallel():
+    facts = {"a": {"title": "A", "beside": ["b"]}, "b": {"beside": ["a"]}, "c": {"beside": []}, "d": {}}
+    runs = [Run(name, Path(), {}, facts, [], []) for name in ("one", "two")]
+    assert scores.trained_in_parallel(runs[:1]) == ["A and b"]
+    assert scores.trained_in_parallel(runs) == ["A and b"] * 2
 
 
 def test_confused_pairs_and_skipped_examples(tmp_path):

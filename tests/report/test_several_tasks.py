@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from transfer_jax.experiment.report import affinity
-from transfer_jax.experiment.report.collect import Result, Run
+from transfer_jax.experiment.report.collect import Result, Run, by_experiment
 from transfer_jax.experiment.report.document import Picture
 from transfer_jax.experiment.report.pivot import Layout
 from transfer_jax.experiment.report.several_tasks import change_table, changes, curves_of, mean_change, pareto_front
@@ -66,6 +66,22 @@ def test_the_section_draws_the_trade_and_what_was_logged_of_terms():
     assert set(pictures) == {"trade_run", "terms_run_joint_digits"}
     assert "rmse on depth (lower is better)" in pictures["trade_run"] and ">1</text>" in pictures["trade_run"]
     assert "digits · depth" in pictures["terms_run_joint_digits"]
+
+
+def test_runs_that_share_the_stages_of_an_experiment_are_one():
+    """As the arms of a sweep: each is compared with a reference that another run has."""
+    both = {"digits": [0.9, 0.7, 0.8], "depth": [1.0, 2.0, 1.5]}
+    alone, joint, again = (invented({name: values}) for name, values in (("alone", ALONE), ("joint", both),
+                                                                         ("joint", ALONE)))
+    for run in (alone, joint, again):
+        run.config["name"] = "arms"
+    blocks = several_task_blocks([alone, joint], LAYOUT)
+    (table,) = (block for block in blocks if isinstance(block, Table))
+    assert [row[0] for row in table.rows] == ["alone", "joint"]
+    # A stage that two runs have is not the same one, nor are those of another experiment.
+    assert by_experiment([joint, again]) == [joint, again]
+    alone.config["seeds"] = (0, 1)
+    assert by_experiment([alone, joint]) == [alone, joint]
 
 
 def test_a_run_without_tasks_has_no_section():

@@ -11,6 +11,7 @@ from transfer_jax.core.paths import unflatten
 from transfer_jax.core.spec import Component
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.evaluators import Evaluators
+from transfer_jax.experiment.stage import prepare
 from transfer_jax.objectives.sampling import annealed, draw_plan, shares_over_time
 from transfer_jax.training.step import choices_name, turns_name
 
@@ -181,6 +182,18 @@ def test_the_head_of_a_task_that_was_not_chosen_stays_bit_for_bit(digits_file):
                               groups={"trunk": {}, "digits": {}}))
     for path, leaf in alone.after.trainable.items():
         np.testing.assert_allclose(leaf, found.after.trainable[path], atol=1e-6, err_msg=path)
+
+
+def test_adapters_of_a_head_move_with_its_task_alone(digits_file):
+    own = {"own": {"kind": "adapter", "targets": ("backbone/stage2_conv1",), "width": 2, "heads": ("digits", "other")}}
+    names = ("digits", "other")
+    spec = two_tasks(digits_file, {"kind": "equal"}, peft=own,
+                     partition=(*((f"peft/.*/{name}/[^/]+", f"own_{name}") for name in names),
+                                *((f"heads/{name}/.*", name) for name in names), ("backbone/.*", "trunk")),
+                     groups={"trunk": {}, **{f"{part}{name}": {} for name in names for part in ("", "own_")}})
+    update, = prepare(Assembly(spec), "only").program.updates
+    assert [alternative.groups for alternative in update.alternatives] == [
+        {"trunk", name, f"own_{name}"} for name in names]
 
 
 def test_sampling_is_reproducible_and_stops_anywhere(sampled):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 class UserError(Exception):
@@ -12,6 +12,15 @@ class UserError(Exception):
     The message is one clear sentence that says what is wrong, where, and what to do. The command line prints it
     to stderr without a traceback and exits with code 2 (`--debug` shows the traceback).
     """
+
+
+def all_of(calls: Sequence[Callable[[], object]]) -> None:
+    """Makes every call, also behind one that fails; an error has those before it as its context."""
+    if calls:
+        try:
+            calls[0]()
+        finally:
+            all_of(calls[1:])
 
 
 def nearest(name: str, options: Iterable[str], count: int = 3) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from transfer_jax.core.errors import UserError, unknown
+from transfer_jax.core.errors import UserError, all_of, unknown
 from transfer_jax.experiment.spec import ExperimentSpec
 from transfer_jax.training.interruption import StopRequest
 from transfer_jax.training.lane import Lane
@@ -67,6 +67,8 @@ def _check_independent(spec: ExperimentSpec, name: str, group: tuple[str, ...], 
 def train_together(runner: Runner, runs: Sequence[StageRun], progress: Progress, stop: StopRequest) -> None:
     """Trains what is left of stages, one or several in parallel, and records their results."""
     names = [run.name for run in runs]
+    for run in runs:
+        run.beside.update(name for name in names if name != run.name)
     shown: dict[str, float] = {}
 
     def told(name: str) -> Callable[[int, float], None]:
@@ -89,9 +91,8 @@ def train_together(runner: Runner, runs: Sequence[StageRun], progress: Progress,
         train([lane for lane in lanes if lane.left], stop, runner.spec.steps_per_dispatch, joined(runner.assembly),
               _Planner(runner, progress, sum(lane.left > 0 for lane in lanes)))
         progress.end_stage()
-    finally:
-        for run in runs:
-            run.checkpoints.wait()  # also before a stop that was asked for: it says that all is saved
+    finally:  # also before a stop that was asked for: it says that all is saved
+        all_of([run.checkpoints.wait for run in runs])
 
 
 def joined(assembly: Assembly) -> bool:

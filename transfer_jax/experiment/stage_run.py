@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import time
 from collections.abc import Callable, Mapping
@@ -59,6 +60,7 @@ class StageRun:
         self.best: dict[str, Any] = {}
         self.constants = Constants({}, {}, {}, {}, {})
         self.seconds = 0.0
+        self.beside: set[str] = set()  # stages that trained in parallel with it: its seconds are theirs, too
         self.averaged = self.spec.averaged
         self.measured: set[int] = set()  # steps whose scores an earlier process has logged
         check_selection(runner.spec, self.spec, f"config.stages.{name}")
@@ -72,7 +74,7 @@ class StageRun:
         batch_stats = self.ready.own_statistics(batch_stats)
         feeds = {name: feed for name in program.streams if (feed := assembly.feed(name)) is not None}
         seeds = self.ready.seeds(runner.spec.seeds)
-        measuring = Measuring(assembly, self.ready)
+        measuring = Measuring(assembly, self.ready, functools.partial(results.stage_statistics, runner.workdir))
         unknown = measuring.shapes(params, batch_stats)
         self.ready, feeds, notes = with_features(self.ready, assembly, params, batch_stats, feeds)
         for note in notes:
@@ -130,6 +132,7 @@ class StageRun:
             return 0, state
         step, tree, meta = found
         self.seconds, self.best = meta["seconds"], tree["best"]
+        self.beside.update(meta.get("beside", ()))
         self.constants = Constants(**tree["constants"])
         self.writer.rewind(self.name, step, begun)
         if step == self.ready.program.total_steps:
@@ -165,7 +168,7 @@ class StageRun:
         self._stop_clock()
         self._check_sound(step, state.trainable)
         self.checkpoints.save(step, results.checkpoint_tree(state, self.constants, self.best),
-                              {"seconds": self.seconds})
+                              {"seconds": self.seconds, "beside": sorted(self.beside)})
 
     def _check_sound(self, step: int, params: Flat) -> None:
         """A loss tells of bad parameters one step late: without this the last checkpoint could hold them."""
@@ -256,7 +259,8 @@ class StageRun:
                    **{stream: self.runner.assembly.stream(stream)
                       for stream in (*self.spec.evaluate, *(self.validation.streams if self.validation else ()))}}
         return {"title": self.spec.title or self.name, "tags": self.spec.tags, "seconds": round(self.seconds, 3),
-                "steps": self.ready.program.total_steps, "init": self.spec.init, "select": self.spec.select,
+                "beside": sorted(self.beside), "steps": self.ready.program.total_steps, "init": self.spec.init,
+                "select": self.spec.select,
                 "trainable": sum(row["parameters"] for row in groups if not row["frozen"]),
                 "total": sum(row["parameters"] for row in groups),
                 "optimizer_bytes": sum(row["optimizer_bytes"] for row in groups), "groups": groups, "notes": [],

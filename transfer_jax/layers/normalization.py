@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from transfer_jax.core.errors import UserError
+
 GroupNorm = nn.GroupNorm
 LayerNorm = nn.LayerNorm
 
@@ -71,6 +73,19 @@ class BatchNorm(nn.Module):
         if self.use_bias:
             y = y + self.param("bias", self.bias_init, channels, jnp.float32)
         return y.astype(self.dtype or x.dtype)
+
+
+def normalized(x: jax.Array, norm: str | None, name: str, train: bool, dtype: Any, backbone: str) -> jax.Array:
+    """[..., C] -> [..., C] by a norm that `backbone` chooses, a submodule `name` of the module that is being run: None,
+    'batch', or 'group' of 8 groups or the most below that divide C."""
+    if norm is None:
+        return x
+    if norm == "batch":
+        return BatchNorm(dtype=dtype, name=name)(x, train)
+    if norm == "group":
+        groups = max(n for n in range(1, 9) if x.shape[-1] % n == 0)
+        return GroupNorm(num_groups=groups, dtype=dtype, name=name)(x)
+    raise UserError(f"norm={norm!r} of backbone {backbone!r} is unknown; use None, 'batch' or 'group'")
 
 
 def _bessel(x: jax.Array) -> float:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 from flax import linen as nn
 
-from transfer_jax.core.errors import UserError
 from transfer_jax.layers.convolution import Conv
-from transfer_jax.layers.normalization import BatchNorm, GroupNorm
+from transfer_jax.layers.normalization import normalized
 from transfer_jax.layers.pooling import global_average, max_pool
 from transfer_jax.models.taps import Backbone, Taps, walk
 
@@ -33,7 +30,7 @@ class LeNet(Backbone):
     def __call__(self, x: jax.Array, train: bool = False) -> Taps:
         """float [B, H, W, C], H and W at least 4 -> taps."""
         def normed(x: jax.Array, name: str) -> jax.Array:
-            return nn.relu(_normalized(x, self.norm, f"{name}_norm", train, self.dtype, "lenet"))
+            return nn.relu(normalized(x, self.norm, f"{name}_norm", train, self.dtype, "lenet"))
 
         def block(name: str, features: int):
             return lambda x: max_pool(normed(Conv(features, 5, dtype=self.dtype, name=name)(x), name), 2)
@@ -80,16 +77,5 @@ class SmallCNN(Backbone):
             name = f"stage{index + 1}_conv{number}"
             strides = 2 if index > 0 and number == 1 else 1
             x = Conv(features, 3, strides, use_bias=self.norm is None, dtype=self.dtype, name=name)(x)
-            x = nn.relu(_normalized(x, self.norm, name.replace("conv", "norm"), train, self.dtype, "small_cnn"))
+            x = nn.relu(normalized(x, self.norm, name.replace("conv", "norm"), train, self.dtype, "small_cnn"))
         return x
-
-
-def _normalized(x: jax.Array, norm: str | None, name: str, train: bool, dtype: Any, backbone: str) -> jax.Array:
-    if norm is None:
-        return x
-    if norm == "batch":
-        return BatchNorm(dtype=dtype, name=name)(x, train)
-    if norm == "group":
-        groups = max(n for n in range(1, 9) if x.shape[-1] % n == 0)
-        return GroupNorm(num_groups=groups, dtype=dtype, name=name)(x)
-    raise UserError(f"norm={norm!r} of backbone {backbone!r} is unknown; use None, 'batch' or 'group'")

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.layers.convolution import Conv
-from transfer_jax.layers.normalization import BatchNorm
+from transfer_jax.layers.normalization import normalized
 from transfer_jax.models.taps import Backbone, Taps
 
 
@@ -20,12 +20,14 @@ class TaskAttention(Backbone):
 
     p_1 ... p_S are maps of the shared network, input side first, each read from a tap (theirs take two maps from each
     stage, the first to make the mask and the last to be masked; here both are the tap). g and h are 1x1 convolutions,
-    f a 3x3 convolution to the depth of the next stage, brought to its size by the mean of blocks; with BatchNorm, and
-    ReLU behind f and g. Taps: `<task>1` ... `<task>S` and `<task>`, the mean over the last map.
+    f a 3x3 convolution to the depth of the next stage, brought to its size by the mean of blocks; with BatchNorm (or
+    `norm` 'group' or None), and ReLU behind f and g. Taps: `<task>1` ... `<task>S` and `<task>`, the mean over the
+    last map.
     """
 
     tasks: tuple[str, ...] = ()
     stages: int = 3
+    norm: str | None = "batch"
 
     resumes = False  # it reads several taps
 
@@ -55,8 +57,8 @@ class TaskAttention(Backbone):
         return taps
 
     def _conv(self, x: jax.Array, features: int, size: int, name: str, train: bool) -> jax.Array:
-        x = Conv(features, size, use_bias=False, dtype=self.dtype, name=name)(x)
-        return BatchNorm(dtype=self.dtype, name=f"{name}_norm")(x, train)
+        x = Conv(features, size, use_bias=self.norm is None, dtype=self.dtype, name=name)(x)
+        return normalized(x, self.norm, f"{name}_norm", train, self.dtype, "task_attention")
 
 
 def _shrunk(x: jax.Array, size: tuple[int, int]) -> jax.Array:

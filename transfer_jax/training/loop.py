@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from transfer_jax.core import processes
+from transfer_jax.core.errors import all_of
 from transfer_jax.training.chunk import compile_chunk
 from transfer_jax.training.interruption import Interrupted, StopRequest
 from transfer_jax.training.lane import Lane
@@ -52,8 +53,7 @@ def train(lanes: Sequence[Lane], stop: StopRequest, steps_per_dispatch: int = 0,
             for lane, _ in moved:
                 lane.at_point()
             if asked and any(lane.left for lane in lanes):
-                for lane in lanes:
-                    lane.save()
+                all_of([lane.save for lane in lanes])
                 raise Interrupted(asked)
     finally:
         for lane in lanes:

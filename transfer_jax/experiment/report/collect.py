@@ -104,6 +104,37 @@ def read_run(workdir: str | os.PathLike, name: str | None = None) -> Run:
     return Run(name, path, config, stages, results, read_metrics(path))
 
 
+def joined(runs: Sequence[Run]) -> Run:
+    """One run of the finished stages of all, named as their config; stages of one name are the first run's."""
+    stages: dict[str, Any] = {}
+    results, metrics = [], []
+    for run in runs:
+        new = {name: facts for name, facts in run.stages.items() if name not in stages}
+        results += [result for result in run.results if result.stage in new]
+        metrics += [line for line in run.metrics if line["stage"] in new]
+        stages |= new
+    config = {**runs[0].config, "stages": {stage: spec for run in reversed(runs)
+                                           for stage, spec in (run.config.get("stages") or {}).items()}}
+    return dataclasses.replace(runs[0], name=str(config.get("name") or runs[0].name), stages=stages, results=results,
+                               metrics=metrics, config=config)
+
+
+def by_experiment(runs: Sequence[Run]) -> list[Run]:
+    """The runs, those joined that share an experiment's stages among them, as the runs of a sweep over its arms do:
+    their config has one name, one set of seeds and one kind of report, and no two of them have a stage in common."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        own = next((group for group in groups if all(
+            not set(other.stages) & set(run.stages) and
+            all(other.config.get(key) == run.config.get(key) for key in ("name", "seeds", "report"))
+            for other in group)), None)
+        if own is None:
+            groups.append([run])
+        else:
+            own.append(run)
+    return [joined(group) if len(group) > 1 else group[0] for group in groups]
+
+
 def read_json(path: Path, kind: type) -> Any:
     """The content of a JSON file whose top level is a `kind` (dict or list); UserError names a bad file."""
     if not path.exists():

@@ -104,7 +104,9 @@ def _lead(runs: Sequence[Run], table: Pivot, chosen: Sequence[tuple[Run, Result]
                  "(Student's t).")
     rules = "; ".join(SELECTION_RULES.get(s, f"{s} = checkpoint chosen by {s}") for s in table.selections)
     lead = [seeds, f"Selection of the checkpoint: {rules}." if rules else "No results yet.",
-            "Seconds are wall time of a setting for all its seeds together, without the stages it starts from."]
+            "Seconds are wall time of a setting for all its seeds together, without the stages it starts from.",
+            *(f"Trained in parallel, so that the seconds of each are those of all up to its end: {names}."
+              for names in scores.trained_in_parallel(runs))]
     skipped = scores.skipped_examples(runs)
     lead.append("Unreadable examples left out: " + ", ".join(f"{n} of {s}" for s, n in skipped.items()) + "."
                 if skipped else "No example was left out as unreadable.")

@@ -258,6 +258,18 @@ def shorten(names: Sequence[str], count: int = 6) -> str:
     return "; ".join(names[:count]) + more
 
 
+def trained_in_parallel(runs: Sequence[Run]) -> list[str]:
+    """Titles of the stages that trained in parallel with others, 'a and b', a text for each group of them."""
+    groups: dict[tuple, None] = {}
+    for run in runs:
+        for stage, facts in run.stages.items():
+            own = {stage, *(facts.get("beside") or ())}
+            if len(own) > 1:
+                groups[run.name, *(name for name in run.stages if name in own)] = None
+    titles = {run.name: run.title for run in runs}
+    return [" and ".join(titles[name](stage) for stage in stages) for name, *stages in groups]
+
+
 def skipped_examples(runs: Sequence[Run]) -> dict[str, int]:
     """Unreadable examples left out, per stream (the most of any stage, since stages share their streams)."""
     counts: dict[str, int] = {}

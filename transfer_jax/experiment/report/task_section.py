@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from transfer_jax.experiment.report import affinity, several_tasks, statistics, task_figures
-from transfer_jax.experiment.report.collect import Run
+from transfer_jax.experiment.report.collect import Run, by_experiment
 from transfer_jax.experiment.report.document import Block, Picture, slug
 from transfer_jax.experiment.report.figures import bars
 from transfer_jax.experiment.report.pivot import Layout
 
 
 def several_task_blocks(runs: Sequence[Run], asked: Layout) -> list[Block]:
-    """Delta_m and the trade between two tasks, and what combinations logged of terms and their gradients."""
+    """Delta_m and the trade between two tasks, and what combinations logged of terms and their gradients.
+
+    Runs that share the stages of an experiment among them are one: a sweep's arms are compared with its reference.
+    """
     blocks: list[Block] = []
+    runs = by_experiment(runs)
     for run in runs:
         rows = several_tasks.changes(run, asked)
         tasks = (run.config.get("report") or {}).get("tasks") or {}
