@@ -20,6 +20,7 @@ from transfer_jax.objectives.combining import LEARNED, Combination
 from transfer_jax.objectives.gramian import gramian
 from transfer_jax.training.state import Flat
 
+LENGTH = "gradient_norm/"  # of a term's gradient: metrics of this name and the term's
 MOST_PAIRS = 28  # of terms, whose cosines are metrics: 8 terms
 Metrics = dict[str, jax.Array]
 Edits = Callable[[str], Mapping[str, Callable[[jax.Array], jax.Array]]]  # stream -> functions of its taps
@@ -155,7 +156,7 @@ def ruled(combination: Combination, found: TaskGradients, carried: Any, key: jax
 def measures(names: tuple[str, ...], matrix: jax.Array) -> Metrics:
     """Lengths of the terms' gradients [T, P], and the cosine of every pair."""
     of, count = gramian(matrix), len(names)
-    found = {f"gradient_norm/{name}": norm for name, norm in zip(names, of.norms, strict=True)}
+    found = {LENGTH + name: norm for name, norm in zip(names, of.norms, strict=True)}
     if count * (count - 1) // 2 <= MOST_PAIRS:
         found |= {f"cosine/{names[i]}/{names[j]}": of.cosines[i, j] for j in range(count) for i in range(j)}
     return found
