@@ -224,3 +224,10 @@ def test_bad_parameters_are_never_saved(tmp_path, digits_file):
     done = command("train", *flags)
     assert_one_sentence(done, "stage 'pretrain': the parameter ", "became NaN or infinite by step 1;")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_task_that_nothing_uses_is_named(digits_file):
+    spec = build(ExperimentSpec, config(digits_file, {
+        "model.heads.other": {"kind": "linear"}, "tasks.other": {"kind": "classification", "head": "other"}}))
+    with pytest.raises(UserError, match=r"task 'other' \(no stage trains or evaluates it\): .* at least 2 classes"):
+        Assembly(spec).num_classes("other")

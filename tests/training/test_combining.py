@@ -147,6 +147,9 @@ def test_a_bad_task_is_named_or_left_out(digits_file, monkeypatch, kind, of):
     assert found.metrics["a_bad/skipped"].ravel().tolist() == [0, 1] and not found.metrics["digits/skipped"].any()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.after))
     assert not same_leaves(found.after.trainable, found.before.trainable)
+    if kind == "fixed":  # the loss is that of the others
+        losses = {name: found.metrics[name][1] for name in ("loss", "digits", "second")}
+        np.testing.assert_allclose(losses["loss"], losses["digits"] + 0.3 * losses["second"], rtol=1e-5)
 
 
 def test_choices_that_do_not_go_together(digits_file):

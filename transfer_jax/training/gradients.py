@@ -98,13 +98,13 @@ def plain_gradients(combination: Combination, losses: Losses, moving: Flat, held
             total, extra, carried = _combine(combination, tuple(values), {**held, **moving}, old.carried.get(slot), key)
             return total, (extra, carried)
 
-        (total, (extra, carried)), (weights, learned) = jax.value_and_grad(of_values, (0, 1), has_aux=True)(
+        (total, (extra, carried)), (slopes, learned) = jax.value_and_grad(of_values, (0, 1), has_aux=True)(
             stand, moving)
-        weights = jnp.where(found.present, weights, 0.0)
+        weights = jnp.where(found.present, slopes, 0.0)
         absent = {f"{LEARNED}/{name}": ~here for name, here in zip(combination.names, found.present, strict=True)}
         grads = {path: jnp.tensordot(weights, rows, 1).astype(rows.dtype)
                  + jnp.where(absent.get(path, False), 0.0, learned[path]) for path, rows in found.rows.items()}
-        loss = total - jnp.sum(jnp.where(found.present, 0.0, weights * stand))
+        loss = total - jnp.sum(jnp.where(found.present, 0.0, slopes * stand))
         metrics = {**metrics, **extra, "loss": jnp.where(found.present.any(), loss, jnp.nan)}
         side = with_carried(side, slot, carried)
         return grads, *spared(combination.names, found.present, metrics, side, old, slot)
