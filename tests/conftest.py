@@ -8,15 +8,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from compiler_options import quick_to_compile
 from filelock import FileLock
 from jax._src import compiler  # its options for all programs, eager ones too, have no public name
 from sklearn.datasets import load_digits
 
 from transfer_jax.core.compilation import enable_compilation_cache
 
-# XLA:CPU's emitters of fusions take longer to compile than all the rest, whatever the level of optimisation; and it
-# cuts a program into up to 32 parts, each with a compiler of its own: for programs as small as ours half of the time.
-QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 OWN_OPTIONS = compiler.get_compile_options
 LONGEST = ("test_faults.py", "test_slurm.py", "test_launch_scripts.py", "test_processes.py", "test_sharding.py",
            "test_configs.py", "test_parity.py", "test_resume.py", "test_advising.py", "test_step.py", "test_sweep.py",
@@ -88,15 +86,15 @@ def torch():
 @contextlib.contextmanager
 def quick_compilation():
     """Programs of this process and of those that it starts are compiled with as little optimisation as XLA can do."""
-    options_of = compiler.get_compile_options
+    options_of, wanted = compiler.get_compile_options, quick_to_compile()
 
     def quick(*arguments, env_options_overrides=None, **named):
-        return options_of(*arguments, env_options_overrides=QUICK_TO_COMPILE | (env_options_overrides or {}), **named)
+        return options_of(*arguments, env_options_overrides=wanted | (env_options_overrides or {}), **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "get_compile_options", quick)
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # processes that a test starts
-        flags = [f"--{name}={str(value).lower()}" for name, value in QUICK_TO_COMPILE.items()]
+        flags = [f"--{name}={str(value).lower()}" for name, value in wanted.items()]
         patch.setenv("XLA_FLAGS", " ".join(flags))
         jax.config.update("jax_disable_most_optimizations", True)
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,6 +95,17 @@ def source_of(given: argparse.Namespace, overrides: Sequence[str]) -> Source:
 
     return Source(given.config, overrides, Path(given.workdir) if given.workdir else None, given.stage,
                   "best" if given.best else "last", given.model_seed)
+
+
+def output(text: str | None, flag: str = "--out", folder: bool = False) -> Path | None:
+    """Where a result goes; asked before the work is done that would be lost. `folder`: it may be one."""
+    if text is None:
+        return None
+    path = Path(text)
+    there = next(place for place in path.absolute().parents if place.exists())  # the folders below it will be made
+    if not there.is_dir() or not os.access(there, os.W_OK) or (path.is_dir() and not folder):
+        raise UserError(f"{flag} {text}: no file can be written there; name another")
+    return path
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

@@ -20,10 +20,10 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--best", action="store_true", help="the best parameters that the stage kept")
     options.add_argument("--json", help="also write the scores to this file")
     given, _ = command_line.parse(options, arguments)
+    out = command_line.output(given.json, "--json")
     from transfer_jax.experiment.rescoring import rescore
 
-    rescore(Path(given.workdir), given.stage, given.step, "best" if given.best else "last",
-            Path(given.json) if given.json else None)
+    rescore(Path(given.workdir), given.stage, given.step, "best" if given.best else "last", out)
     return 0
 
 

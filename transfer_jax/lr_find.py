@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--steps", type=int, default=100, help="steps at most (default: 100)")
     options.add_argument("--out", help="also draw the curve: a file .html, .svg or .png")
     given, overrides = command_line.parse(options, arguments)
-    out = Path(given.out) if given.out else None
+    out = command_line.output(given.out)
     if out is not None and out.suffix not in (".html", ".svg", ".png"):
         raise UserError(f"--out {out} must end in .html, .svg or .png")
     find(given.config, given.stage, overrides, given.low, given.high, given.steps,
@@ -55,6 +55,7 @@ def find(config: str, stage: str, overrides: Sequence[str], low: float, high: fl
     print(f"to start from: {suggestions['steepest']:.1e} (steepest fall), {suggestions['tenth']:.1e} (a tenth of the "
           f"rate of the lowest loss)")
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_rates(found, stage, out)
         print(f"figure: {out}")
 

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     given, _ = command_line.parse(options, arguments)
     from transfer_jax.experiment.prediction import predict_paths
 
-    predict_paths(Path(given.workdir), given.input, Path(given.out) if given.out else None, task=given.task,
+    predict_paths(Path(given.workdir), given.input, command_line.output(given.out, folder=True), task=given.task,
                   stage=given.stage, seed=given.seed, batch_size=given.batch_size, skip_bad=given.skip_bad)
     return 0
 

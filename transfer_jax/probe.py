@@ -12,7 +12,6 @@ probed, and the one that the last stage evaluates is the test.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from transfer_jax import command_line
 from transfer_jax.core.errors import UserError
@@ -28,14 +27,18 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--method", nargs="+", default=[], help="logistic ridge lda linear_svm rbf_svm knn "
                          "nearest_mean few_shot (default: all; support vector machines up to 5000 examples)")
     options.add_argument("--shots", nargs="+", type=int, default=[1, 5, 10])
+    options.add_argument("--few_shot", nargs="+", default=[], help="nearest_mean knn ridge logistic, what learns from "
+                         "them (default: all; the last two up to 1000 examples an episode)")
     options.add_argument("--episodes", type=int, default=100)
     options.add_argument("--folds", type=int, default=5)
     options.add_argument("--seed", type=int, default=0, help="of folds and episodes")
     options.add_argument("--out", help="JSON file for the table")
     given, overrides = command_line.parse(options, arguments)
+    out = command_line.output(given.out)
     from transfer_jax.experiment import probing
 
-    request = probing.ProbeRequest(tuple(given.method), tuple(given.shots), given.episodes, given.folds, given.seed)
+    request = probing.ProbeRequest(tuple(given.method), tuple(given.few_shot), tuple(given.shots), given.episodes,
+                                   given.folds, given.seed)
     if given.features is None:
         rows = probing.probe_model(command_line.source_of(given, overrides), given.train, given.test, given.validation,
                                    given.tap, given.pool, request)
@@ -45,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         rows = probing.probe({part: probing.Features(folder) for part, folder in
                               (("train", given.features), ("validation", given.validation), ("test", given.test))
                               if folder}, request)
-    probing.show(rows, given.features or given.config or given.workdir, Path(given.out) if given.out else None)
+    probing.show(rows, given.features or given.config or given.workdir, out)
     return 0
 
 

@@ -33,13 +33,13 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("rank takes no --config.KEY=VALUE; give arguments of the config with --args")
     if given.finetune != bool(given.workdir):
         raise UserError("--finetune and --workdir belong together: runs need a folder, and a folder is for runs")
+    out = command_line.output(given.out)
     from transfer_jax.experiment import ranking
 
     found = ranking.rank(given.weights, given.data, given.args, given.tap,
                          Path(given.workdir) if given.workdir else None,
                          Path(given.config) if given.config else ranking.CONFIG)
-    ranking.show(found, f"sources for {given.data}, the best by mean rank first",
-                 Path(given.out) if given.out else None)
+    ranking.show(found, f"sources for {given.data}, the best by mean rank first", out)
     return 0
 
 

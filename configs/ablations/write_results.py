@@ -3,6 +3,7 @@
     PYTHONPATH=. python configs/ablations/write_results.py RUNS
 
 RUNS holds one folder for each ablation, named like its config; those that are not there keep their section.
+`transferability_more` holds targets of the ablation `transferability` from another run of it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from transfer_jax.experiment.sweeping import finished
 CONFIGS = Path(__file__).resolve().parent
 DOCS = CONFIGS.parents[1] / "docs"
 NAMES = ("transferable_features", "learning_curves", "distortion", "situations", "few_parameters", "regularizers",
-         "transferability")
+         "transferability", "transferability_more")
+MORE = "The same sources and the same protocol on other targets; what is seen stands in the section above."
 HEAD = """# Results of the ablations
 
 Written by `configs/ablations/write_results.py` from the files of the runs; what each does stands in its config. Means
@@ -35,8 +37,8 @@ and half widths of 95 % intervals over the seeds, after the last step.
 
 def section(name: str, workdir: Path) -> str:
     """One ablation: its docstring, its tables, its figures (written beside the page)."""
-    if name == "transferability":
-        return scores_and_truth(workdir)
+    if name.startswith("transferability"):
+        return scores_and_truth(name, workdir)
     run = read_runs([workdir])
     table = pivot(run, layout(run))
     advice = read_advice(run[0], table)
@@ -48,13 +50,14 @@ def section(name: str, workdir: Path) -> str:
     return page_section(name, table.layout.title, tables, result_figures(table, rings, "the advisor's choice"))
 
 
-def scores_and_truth(folder: Path) -> str:
-    """The section of the ablation that is made of rankings."""
+def scores_and_truth(name: str, folder: Path) -> str:
+    """A section of the ablation that is made of rankings."""
     found = read_rankings(folder)
     caption = ("Weighted Kendall's tau of each score (a line) on each target (a mark: mean over the seeds and its "
                "standard error); bar: mean over the targets.")
     picture = Picture("tau", "svg", tau_figure(found), caption)
-    return page_section("transferability", "Transferability scores against fine-tuned truth",
+    title = "Transferability scores against fine-tuned truth"
+    return page_section(name, title if name == "transferability" else f"{title}: more targets",
                         [tau_table(found), truth_table(found)], [picture])
 
 
@@ -65,15 +68,27 @@ def is_done(folder: Path) -> bool:
 
 def page_section(name: str, title: str, tables: Sequence[Table], pictures: Sequence[Picture]) -> str:
     """The docstring of a config, then tables, then pictures, which are written beside the page."""
-    text = ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text())) or ""
-    first, _, rest = text.partition("\n\n")
-    parts = [f"## {title}", " ".join(first.split()), rest, *map(to_markdown, tables)]
+    parts = [*opening(name, title), *map(to_markdown, tables)]
     (DOCS / "figures").mkdir(exist_ok=True)
     for picture in pictures:
         file = DOCS / "figures" / f"{name}_{picture.name}.{picture.kind}"
         file.write_bytes(picture.content)
         parts.append(f"![{picture.caption}](figures/{file.name})")
     return "\n\n".join(parts)
+
+
+def opening(name: str, title: str) -> list[str]:
+    """What stands above the tables of a section."""
+    file = CONFIGS / f"{name}.py"
+    text = (ast.get_docstring(ast.parse(file.read_text())) or "") if file.is_file() else MORE
+    first, _, rest = text.partition("\n\n")
+    return [f"## {title}", " ".join(first.split()), *([rest] if rest else [])]
+
+
+def kept(name: str, old: str) -> str:
+    """The section of a run that is not there: its tables and figures, below the docstring as it is now."""
+    title, above, tables = old.strip().removeprefix("## ").partition("\n\n**")
+    return "\n\n".join(opening(name, title.split("\n")[0])) + above + tables
 
 
 def main(arguments: list[str]) -> int:
@@ -91,7 +106,7 @@ def main(arguments: list[str]) -> int:
         if name in found:
             parts.append(f"<!-- {mark}\n{section(name, folder / name)}")
         elif mark in old:
-            parts.append(f"<!-- {mark}\n{old[mark].rstrip()}")
+            parts.append(f"<!-- {mark}\n{kept(name, old[mark])}")
     page.write_text("\n".join(part.rstrip() + "\n" for part in parts))
     print(f"written: {page}")
     return 0

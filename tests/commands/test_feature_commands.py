@@ -63,10 +63,11 @@ def test_embed_a_config_and_a_run(trained, tmp_path):
 
 
 def test_probe_of_a_run_of_folders_and_without_a_test_set(trained, tmp_path):
-    flags = ("--method", "ridge", "lda", "knn", "few_shot", "--shots", "1", "5", "--episodes", "20")
+    flags = ("--method", "ridge", "lda", "knn", "few_shot", "--shots", "1", "5", "--few_shot", "nearest_mean",
+             "--episodes", "20")
     text = succeeded("probe", "--workdir", trained / "good", *flags, "--out", tmp_path / "run.json")
     rows = read_json(tmp_path / "run.json")
-    assert [row["method"] for row in rows] == ["ridge", "lda", "knn", "1 shot", "5 shots"]
+    assert [row["method"] for row in rows] == ["ridge", "lda", "knn", "nearest_mean, 1 shot", "nearest_mean, 5 shots"]
     for row in rows:
         assert row["low"] < row["accuracy"] < row["high"] and f"{row['accuracy']:.4f}" in text
     assert rows[0]["count"] == 60 and rows[0]["accuracy"] > 0.5
@@ -138,7 +139,7 @@ def get_config(arg):
     ("probe", ("--config", "CONFIG", "--train", "tran"), "unknown stream 'tran'"),
     ("probe", ("--config", "CONFIG", "--test", "train"), "train and test share 240 examples"),
     ("probe", ("--config", "CONFIG", "--method", "rigde"), "unknown method 'rigde'; did you mean 'ridge'?"),
-    ("probe", ("--config", "CONFIG", "--method", "few_shot", "--shots", "500"), "no class has enough examples for 500"),
+    ("probe", ("--config", "CONFIG", "--method", "few_shot", "--shots", "500"), "500 shots: the smallest class to"),
     ("probe", ("--config", "CONFIG", "--method", "ridge", "--folds", "1"), "needs 2 or more"),
     ("probe", ("--features", "NOWHERE"), "holds no features"),
     ("probe", ("--features", "NOWHERE", "--tap", "stage1"), "--features are features already"),

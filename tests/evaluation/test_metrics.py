@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.metrics as sk
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.evaluation import METRICS
+from transfer_jax.evaluation.calibration import fit_temperature
 from transfer_jax.tasks import TASK_METRICS
 from transfer_jax.tasks.metric import Metric, accumulate, joined_count, split_count
 
@@ -209,3 +212,15 @@ def test_a_constant_or_broken_output_earns_no_more_than_its_due():
 def test_misfits_are_one_clear_sentence(name):
     with pytest.raises(UserError, match="check the task's head and label"):
         METRICS[name].measure(LOGITS, {"label": LABELS[:5]})
+
+
+def test_the_temperature_has_the_highest_likelihood():
+    def loss(log_temperature):
+        return -log_softmax(LOGITS / np.exp(log_temperature), axis=1)[np.arange(53), LABELS].mean()
+
+    expected = np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-10}).x)
+    assert fit_temperature(LOGITS, LABELS) == pytest.approx(expected, rel=1e-5)
+    assert fit_temperature(7 * LOGITS, LABELS) == pytest.approx(7 * expected, rel=1e-5)
+    for labels, words in ((LOGITS.argmax(1), "all right"), (LOGITS.argmin(1), "no better than chance")):
+        with pytest.raises(UserError, match=words):
+            fit_temperature(LOGITS, labels)

@@ -4,13 +4,15 @@ import jax
 import numpy as np
 import pytest
 from scipy.optimize import brentq
+from scipy.special import stdtrit
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.svm import SVC
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.evaluation import classifiers, probes
-from transfer_jax.evaluation.few_shot import episode, few_shot
+from transfer_jax.evaluation import classifiers, logistic, probes
+from transfer_jax.evaluation.few_shot import FEW_SHOT, episode, few_shot
 
 
 def drawn(n=90, dimensions=8, classes=3, seed=0, apart=0.6):
@@ -149,11 +151,57 @@ def test_episodes_are_reproducible_and_share_nothing():
 
 def test_more_shots_help_and_impossible_ones_are_left_out():
     train, test = drawn(60), drawn(90, seed=1)
-    rows = few_shot(train, shots=(1, 5, 10, 20), episodes=40)
-    assert [row.method for row in rows] == ["1 shot", "5 shots", "10 shots"], "20 of 20 leave none to ask about"
+    mean = ("nearest_mean",)
+    rows = few_shot(train, shots=(1, 5, 10, 20), episodes=40, learners=mean)
+    assert [row.method for row in rows] == [f"nearest_mean, {k}" for k in ("1 shot", "5 shots", "10 shots")], \
+        "20 of 20 leave none to ask about"
     assert rows[0].high < rows[2].low and all(row.count == 40 for row in rows)
-    assert rows == few_shot(train, shots=(1, 5, 10), episodes=40)
-    assert [row.method for row in few_shot(train, test, shots=(20, 21), episodes=3)] == ["20 shots"]
+    assert rows == few_shot(train, shots=(1, 5, 10), episodes=40, learners=mean)
+    assert [row.method for row in few_shot(train, test, (20, 21), 3, learners=mean)] == ["nearest_mean, 20 shots"]
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_every_few_shot_classifier_answers_as_scikit_learn_does(classes):
+    x, y = drawn(88, 12, classes, apart=0.4)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    y = 2 * y + 1  # numbers of classes without an example lie between
+    models = {"nearest_mean": NearestCentroid(), "knn": KNeighborsClassifier(1), "ridge": RidgeClassifier(alpha=1.0),
+              "logistic": LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-10)}
+    assert list(models) == list(FEW_SHOT)
+    with jax.enable_x64(True):
+        rows = few_shot((5 * x, y), shots=(3,), episodes=6)
+    right = {name: np.array([model.fit(x[one.support], y[one.support]).score(x[one.query], y[one.query])
+                             for one in (episode(y, 3, 0, number) for number in range(6))])
+             for name, model in models.items()}
+    for row, (name, scores) in zip(rows, right.items(), strict=True):
+        half = stdtrit(5, 0.975) * scores.std(ddof=1) / np.sqrt(6)
+        assert row.method == f"{name}, 3 shots" and row.accuracy == pytest.approx(scores.mean())
+        assert (row.low, row.high) == pytest.approx((scores.mean() - half, min(scores.mean() + half, 1)))
+    assert len({row.accuracy for row in rows}) > 1, "they differ"
+
+
+def test_logistic_episodes_are_the_optima_of_scikit_learn_also_in_parts(monkeypatch):
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(5, 9, 20)), np.repeat(np.arange(3), 3)
+    with jax.enable_x64(True):
+        weights, bias = logistic.logistic_episodes(x, y, 3, 0.05, tolerance=1e-9)
+        monkeypatch.setattr(logistic, "EPISODE_BYTES", 2 * 8 * (9 * 20 + 24 * 9 * 3))  # two at once
+        parts = logistic.logistic_episodes(x, y, 3, 0.05, tolerance=1e-9)
+    for ours, theirs in zip((weights, bias), parts, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-8)
+    for place, one in enumerate(x):
+        model = LogisticRegression(C=1 / (0.05 * 9), solver="newton-cholesky", tol=1e-12).fit(one, y)
+        np.testing.assert_allclose(weights[place].T, model.coef_, atol=1e-5)
+        np.testing.assert_allclose(bias[place] - bias[place].mean(), model.intercept_ - model.intercept_.mean(),
+                                   atol=1e-5)
+
+
+def test_large_episodes_leave_out_what_is_costly(monkeypatch):
+    x, y = drawn(40, classes=4)
+    monkeypatch.setattr("transfer_jax.evaluation.few_shot.MANY", 15)
+    rows = few_shot((x, y), shots=(2, 5), episodes=2)
+    assert [row.method for row in rows if "5 shots" in row.method] == ["nearest_mean, 5 shots", "knn, 5 shots"]
+    assert len(rows) == 6 and few_shot((x, y), shots=(5,), episodes=2, learners=("ridge",))[0].count == 2
 
 
 def test_mistakes_are_sentences():
@@ -162,6 +210,7 @@ def test_mistakes_are_sentences():
                           (lambda: probes.table((x, np.zeros(20, int))), "two classes"),
                           (lambda: probes.table((x, y), folds=1), "2 or more"),
                           (lambda: few_shot((x, y), episodes=1), "2 episodes"),
+                          (lambda: few_shot((x, y), learners=("logstic",)), "did you mean 'logistic'"),
                           (lambda: few_shot((x, y), shots=(0,)), "1 shot or more"),
                           (lambda: classifiers.discriminant(np.ones((4, 2)), np.arange(4) % 2, 2, (0.1,), x), "vary")]:
         with pytest.raises(UserError, match=message):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_experiment import command, config, process, read_json, write_config
+from tiny_experiment import ROOT, command, config, process, read_json, write_config
 
 
 def assert_one_sentence(done, *parts):
@@ -179,6 +179,8 @@ def test_bad_images_are_skipped_when_asked_and_counted_in_the_report(tmp_path, d
     ("predict", ("--workdir", "absent_run", "--input", __file__), ["absent_run is no exported model"]),
     ("predict", ("--workdir", "absent_run", "--input", "nothing*.png"), ["'nothing*.png' names no image"]),
     ("predict", ("--workdir", "x", "--input", __file__, "--out", "x.txt"), ["must end in .csv or .json"]),
+    ("train", ("--config", str(ROOT / "README.md"), "--workdir", "x"), ["is no Python file"]),
+    ("evaluate", ("--workdir", "x", "--json", "/dev/null/x"), ["--json /dev/null/x: no file can be written there"]),
     ("evaluate", ("--workdir", "x", "--bset"), ["unknown option '--bset'; did you mean --best?"]),
 ])
 def test_faulty_commands_are_one_sentence(tmp_path, monkeypatch, name, flags, parts):

@@ -7,6 +7,7 @@ devices and joins others as one that was started from a shell does.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -67,6 +68,8 @@ def ended(pid: int) -> int | None:
 
 
 def main() -> None:
+    gc.collect()
+    gc.freeze()  # no fork searches what was imported for garbage, nor copies its pages for that
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)

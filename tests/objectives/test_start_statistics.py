@@ -7,11 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from sklearn.linear_model import LogisticRegression
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.objectives import co_tuning, delta, ewc, features_to_start
 from transfer_jax.objectives.spec import TermSpec
-from transfer_jax.objectives.statistics import STATISTICS, StartView, channel_weights, fisher, relationship
+from transfer_jax.objectives.statistics import (
+    PENALTIES,
+    STATISTICS,
+    StartView,
+    channel_weights,
+    fisher,
+    relationship,
+)
 from transfer_jax.objectives.wiring import make_term
 from transfer_jax.tasks import TaskSpec
 
@@ -127,6 +135,55 @@ def test_co_tuning_is_the_cross_entropy_with_the_row_of_the_label():
                                np.average(losses, weights=WEIGHTS), rtol=1e-5)
     assert np.isnan(co_tuning(given[0], jnp.asarray(LABELS - 1), None, *given[1:]))
     assert np.isnan(measured(relationship(), view(), LABELS - 1)).any()
+
+
+def many(classes=3, rows=90, seed=2):
+    """Source logits [n, 4] and target labels that go with them, and their probabilities."""
+    rng = np.random.default_rng(seed)
+    z = 2 * rng.normal(size=(rows, 4))
+    labels = np.where(rng.random(rows) < 0.8, z.argmax(1) % classes, rng.integers(classes, size=rows))
+    return z, labels, scipy.special.softmax(z, axis=1)
+
+
+def reverse_way(p, labels, classes, kept, penalties):
+    """The definition in float64: (held-out log-likelihood of each penalty, relationship for each penalty)."""
+    def fitted(rows, penalty):
+        model = LogisticRegression(C=1 / (penalty * len(rows)), solver="newton-cholesky", tol=1e-12, max_iter=1000)
+        return model.fit(p[rows], labels[rows])
+
+    scores, relations = [], []
+    for penalty in penalties:
+        parts = [(kept[kept % 5 != fold], kept[kept % 5 == fold]) for fold in range(5)]
+        scores.append(sum(fitted(fit, penalty).predict_log_proba(p[held])[np.arange(len(held)), labels[held]].sum()
+                          for fit, held in parts))
+        joint = fitted(kept, penalty).predict_proba(np.eye(4)) * p[kept].mean(0)[:, None]  # [source, target]
+        relations.append((joint / joint.sum(0)).T)
+    return scores, relations
+
+
+def test_the_reverse_way_is_bayes_rule_on_a_regression_of_the_target_class():
+    _, labels, p = many()
+    weights = np.ones(len(p))
+    weights[[7, 50]] = 0  # could not be read
+    scores, relations = reverse_way(p, labels, 3, np.flatnonzero(weights), PENALTIES)
+    assert np.argmax(scores) not in (0, len(PENALTIES) - 1), "the choice matters"
+    statistic = relationship(reverse=True)
+    assert statistic.each and not relationship().each
+    found = np.asarray(statistic.finish(
+        (jnp.asarray(p, jnp.float32), jax.nn.one_hot(labels, 4)), jnp.asarray(weights, jnp.float32)))
+    np.testing.assert_allclose(found[:3], relations[np.argmax(scores)], atol=2e-4)
+    np.testing.assert_allclose(found[3], np.full(4, 0.25))  # no example of this class
+    direct = np.stack([p[(labels == c) & (weights > 0)].mean(0) for c in range(3)])
+    assert np.abs(found[:3] - direct).max() > 0.02, "the two ways differ"
+    wrong = jax.nn.one_hot(labels, 4).at[3].set(jnp.nan)  # a label that is no class
+    assert np.isnan(statistic.finish((jnp.asarray(p, jnp.float32), wrong), jnp.asarray(weights))).any()
+
+
+def test_what_says_the_temperature_twice_is_refused():
+    with pytest.raises(UserError, match="leave one out"):
+        relationship(temperature=2.0, calibrated_on="held")
+    with pytest.raises(UserError, match="a number from 0 to 1"):
+        fisher(decay=1.5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.2])

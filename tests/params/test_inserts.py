@@ -1,4 +1,4 @@
-"""Adapters and prompts against networks written out by hand, in float64 where numbers are compared."""
+"""Adapters, prompts and prefixes against networks written out by hand, in float64 where numbers are compared."""
 
 import jax
 import jax.numpy as jnp
@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 import scipy.special
 
+from tests.parity.oracle import framework
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.models.bert import Bert
 from transfer_jax.models.gpt2 import GPT2
 from transfer_jax.models.lenet import SmallCNN
 from transfer_jax.models.model import Model
+from transfer_jax.models.swin import Swin
 from transfer_jax.models.text import layer_norm
 from transfer_jax.models.transformer import TransformerBlock
 from transfer_jax.models.vit import ViT
 from transfer_jax.params.inserts import make_insert, outline_of
 from transfer_jax.params.peft import PeftSpec, merged, new_leaves
+from transfer_jax.pretrained.conversion import to_foreign
 
 RNG = np.random.default_rng(7)
 VIT = ViT(width=8, layers=2, heads=2, patch=4)
@@ -48,20 +51,27 @@ class Case:
                 for path, leaf in self.new.items()}
 
 
-def block(params, x, heads=2, act=lambda v: v * 0.5 * (1 + scipy.special.erf(v / np.sqrt(2))), add=(None, None)):
-    """A pre-norm block in float64; `add` are functions (input, output) -> output around its two modules."""
+def block(params, x, heads=2, act=lambda v: v * 0.5 * (1 + scipy.special.erf(v / np.sqrt(2))), add=(None, None),
+          front=None, seen=None, epsilon=1e-6):
+    """A pre-norm block in float64; `add` are functions (input, output) -> output around its two modules, `front` keys
+    and values [P, D] before those of the tokens, `seen` bool [B, T, P + T]."""
     p = {path: np.asarray(leaf, np.float64) for path, leaf in params.items()}
 
     def norm(name, v):
         v = v - v.mean(-1, keepdims=True)
-        return v / np.sqrt(np.square(v).mean(-1, keepdims=True) + 1e-6) * p[f"{name}/scale"] + p[f"{name}/bias"]
+        return v / np.sqrt(np.square(v).mean(-1, keepdims=True) + epsilon) * p[f"{name}/scale"] + p[f"{name}/bias"]
 
     def dense(name, v):
         return v @ p[f"{name}/kernel"] + p[f"{name}/bias"]
 
     def attention(v):
-        q, k, w = (dense(f"attention/{n}", v).reshape(*v.shape[:2], heads, -1) for n in ("query", "key", "value"))
-        weights = scipy.special.softmax(np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(q.shape[-1]), axis=-1)
+        q, k, w = (dense(f"attention/{n}", v) for n in ("query", "key", "value"))
+        if front is not None:
+            k, w = (np.concatenate([np.broadcast_to(new, (len(v), *new.shape)), own], 1)
+                    for new, own in zip(np.asarray(front, np.float64), (k, w), strict=True))
+        q, k, w = (part.reshape(*part.shape[:2], heads, -1) for part in (q, k, w))
+        scores = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(q.shape[-1])
+        weights = scipy.special.softmax(scores if seen is None else np.where(seen[:, None], scores, -np.inf), axis=-1)
         return dense("attention/out", np.einsum("bhts,bshd->bthd", weights, w).reshape(v.shape))
 
     for name, module, extra in (("norm1", attention, add[0]),
@@ -158,6 +168,131 @@ def test_prompts_equal_embeddings_put_there_by_hand():
                                layer_norm(1e-5, jnp.float32, "norm").apply(norm, x)[:, 2:], rtol=1e-5, atol=1e-6)
 
 
+def test_prefixes_are_keys_and_values_before_those_of_the_tokens():
+    case = Case(VIT, IMAGES, "prefix", ("backbone/block1/attention",), count=3, spread=0.5)
+    assert {path.rpartition("/")[2]: leaf.shape for path, leaf in case.new.items()} == {"key": (3, 8), "value": (3, 8)}
+    plain, found = case.run({}), case.run(case.new)
+    np.testing.assert_array_equal(found["block0"], plain["block0"])
+    front = [case.new[f"peft/new/backbone/block1/attention/{name}"] for name in ("key", "value")]
+    expected = block(below("backbone/block1/", case.plain), np.asarray(plain["block0"], np.float64), front=front)
+    np.testing.assert_allclose(found["block1"], expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(found["pooled"] - plain["pooled"]).max() > 1e-2
+
+
+def test_prefixes_of_causal_texts_are_seen_by_all_tokens_and_padding_by_none():
+    case = Case(GPT2(**TEXT, padding_token=0), TOKENS, "prefix", ("backbone/.*attention",), count=2, spread=0.5)
+    assert len(case.new) == 4
+    found = case.run(case.new)
+    front = [case.new[f"peft/new/backbone/block0/attention/{name}"] for name in ("key", "value")]
+    seen = np.tril(np.ones((5, 5), bool)) & np.asarray(TOKENS != 0)[:, None]
+    seen = np.concatenate([np.ones((2, 5, 2), bool), seen], 2)
+    tanh = lambda v: 0.5 * v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v ** 3)))  # noqa: E731
+    expected = block(below("backbone/block0/", case.plain), np.asarray(found["embeddings"], np.float64), act=tanh,
+                     front=front, seen=seen, epsilon=1e-5)
+    np.testing.assert_allclose(found["block0"], expected, rtol=1e-4, atol=1e-4)
+    longer = jnp.concatenate([TOKENS, jnp.zeros((2, 2), TOKENS.dtype)], 1)  # two more of padding
+    np.testing.assert_allclose(case.run(case.new, longer)["pooled"], found["pooled"], rtol=1e-5, atol=1e-6)
+    gradient = jax.grad(lambda leaves: jnp.sin(case.run(leaves)["pooled"]).sum())(case.new)
+    assert all(leaf.any() for leaf in gradient.values())
+
+
+def test_the_peft_library_gives_the_same_tokens_for_a_prefix(request):
+    if not request.config.getoption("--parity"):
+        pytest.skip("compares with the PEFT library; run with --parity")
+    transformers, peft, torch = (framework(name) for name in ("transformers", "peft", "torch"))
+    case = Case(GPT2(**TEXT, token_logits=True), TOKENS, "prefix", ("backbone/.*attention",), count=3, spread=0.5)
+    written = to_foreign({path.removeprefix("backbone/"): np.asarray(leaf) for path, leaf in case.plain.items()},
+                         case.backbone, "transformers")
+    # There the tokens' positions count on after the prefix, as if it had some.
+    table = next(name for name in written if name.endswith("wpe.weight"))
+    written[table] = np.concatenate([np.zeros((3, 8), np.float32), written[table]])
+    config = transformers.GPT2Config(vocab_size=30, n_positions=10, n_embd=8, n_layer=2, n_head=2, n_inner=16)
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    theirs.load_state_dict({name: torch.from_numpy(leaf) for name, leaf in written.items()}, strict=False)
+    theirs = peft.get_peft_model(theirs, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    layers = [case.new[f"peft/new/backbone/block{i}/attention/{name}"] for i in (0, 1) for name in ("key", "value")]
+    with torch.no_grad():
+        theirs.prompt_encoder["default"].embedding.weight.copy_(torch.from_numpy(np.concatenate(layers, 1)))
+        tokens = torch.from_numpy(np.asarray(TOKENS, np.int64))
+        expected = theirs(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.numpy()
+    np.testing.assert_allclose(case.run(case.new)["logits"], expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(expected - case.run({})["logits"]).max() > 1e-2
+
+
+def swin_attention(params, x, front=None, prompts=None, heads=2, window=2, shift=0):
+    """Window attention in float64, place by place: [B, H, W, D] behind the norm -> [B, H, W, D].
+
+    front: keys and values [P, D]; prompts [P, D]: tokens behind the norm.
+    """
+    p = {path: np.asarray(leaf, np.float64) for path, leaf in params.items()}
+    count, height, width, d = len(x), *x.shape[1:]
+
+    def dense(name, v):
+        return v @ p[f"{name}/kernel"] + p[f"{name}/bias"]
+
+    q, k, w = (dense(name, x) for name in ("query", "key", "value"))
+    if prompts is not None:
+        front = [dense(name, prompts) for name in ("key", "value")]
+
+    def home(i, j):
+        """The window of a place, and whether it came around an edge."""
+        up, left = i - shift, j - shift
+        return up % height // window, left % width // window, up < 0, left < 0
+
+    y = np.zeros(x.shape)
+    table, size = p["relative_positions"], d // heads
+    for b, i, j, h in np.ndindex(count, height, width, heads):
+        part = slice(h * size, (h + 1) * size)
+        scores, values = [], []
+        for number in range(len(front[0])):
+            scores.append(q[b, i, j, part] @ front[0][number, part] / np.sqrt(size))
+            values.append(front[1][number, part])
+        for m, n in np.ndindex(height, width):
+            if home(m, n) == home(i, j):
+                rows = ((i - shift) % height - (m - shift) % height, (j - shift) % width - (n - shift) % width)
+                scores.append(q[b, i, j, part] @ k[b, m, n, part] / np.sqrt(size)
+                              + table[rows[0] + window - 1, rows[1] + window - 1, h])
+                values.append(w[b, m, n, part])
+        y[b, i, j, part] = scipy.special.softmax(scores) @ np.stack(values)
+    return dense("out", y)
+
+
+@pytest.mark.parametrize(("kind", "remat"), [("prompts", False), ("prompts", True), ("prefix", False)])
+def test_in_windows_every_place_sees_what_stands_in_front(kind, remat):
+    swin = Swin(width=4, depths=(2, 1), heads=(2, 2), window=2, remat=remat)
+    images = jnp.asarray(RNG.normal(size=(2, 16, 16, 3)), jnp.float32)
+    arguments = {"count": 3, "spread": 0.5, **({"deep": True} if kind == "prompts" else {})}
+    case = Case(swin, images, kind, ("backbone" if kind == "prompts" else "backbone/.*attention",), **arguments)
+    blocks = ("stage1/block0", "stage1/block1", "stage2/block0")
+    per = 1 if kind == "prompts" else 2
+    assert len(case.new) == 3 * per and {path.split("backbone/")[1].rsplit("/", per)[0] for path in case.new} == set(
+        blocks)
+    case.plain |= {path: jnp.asarray(0.5 * RNG.normal(size=leaf.shape), jnp.float32)  # those of a new one are small
+                   for path, leaf in case.plain.items() if "/attention/" in path or path.endswith("norm1/bias")}
+    found, plain = case.run(case.new), case.run({})
+    x = np.asarray(found["stem"], np.float64)
+    for number, shift in ((0, 0), (1, 1)):
+        own = {path: np.asarray(leaf, np.float64) for path, leaf in below(
+            f"backbone/stage1/block{number}/", case.plain).items()}
+
+        def norm(name, v, own=own):
+            v = v - v.mean(-1, keepdims=True)
+            return v / np.sqrt(np.square(v).mean(-1, keepdims=True) + 1e-5) * own[f"{name}/scale"] + own[f"{name}/bias"]
+
+        new = {name: np.asarray(leaf, np.float64) for name, leaf in below(
+            f"peft/new/backbone/stage1/block{number}/", case.new).items()}
+        given = {"prompts": norm("norm1", new["prompts"])} if kind == "prompts" else {
+            "front": [new[f"attention/{name}"] for name in ("key", "value")]}
+        x = x + swin_attention(below("attention/", own), norm("norm1", x), shift=shift, **given)
+        hidden = norm("norm2", x) @ own["mlp/fc1/kernel"] + own["mlp/fc1/bias"]
+        hidden = hidden * 0.5 * (1 + scipy.special.erf(hidden / np.sqrt(2)))
+        x = x + hidden @ own["mlp/fc2/kernel"] + own["mlp/fc2/bias"]
+    np.testing.assert_allclose(found["stage1"], x, rtol=1e-4, atol=1e-4)
+    assert np.abs(found["stage1"] - plain["stage1"]).max() > 1e-2
+    gradient = jax.jit(jax.grad(lambda leaves: jnp.sin(case.eagerly(leaves, images)["pooled"]).sum()))(case.new)
+    assert all(leaf.any() for leaf in gradient.values())
+
+
 @pytest.mark.parametrize(("backbone", "kind", "target", "arguments", "words"), [
     (VIT, "adapter", "backbone/blok0/mlp", {}, "matches nothing; nearest: .*block0/mlp"),
     (VIT, "adapter", "backbone/block0/mlp", {"width": 0}, "a width above 0"),
@@ -166,6 +301,9 @@ def test_prompts_equal_embeddings_put_there_by_hand():
     (VIT, "prompts", "backbone", {"count": 0}, "use at least 1"),
     (VIT, "adapter", "(", {}, "not a regular expression"),
     (VIT, "promts", "backbone", {}, "did you mean 'prompts'"),
+    (VIT, "prefix", "backbone/block0/mlp", {}, "matches nothing; nearest: backbone/block0/attention"),
+    (VIT, "prefix", "backbone/.*attention", {"count": 0}, "use at least 1"),
+    (Swin(width=4, depths=(1,), heads=(2,), window=2), "prompts", "backbone", {}, "use deep=True"),
     (SmallCNN(widths=(4,)), "prompts", "backbone", {}, "prompts are for whole transformers"),
     (VIT.clone(until="block1"), "prompts", "backbone", {}, "gives no tap tokens"),
 ])

@@ -72,7 +72,7 @@ def frozen_paths(workdir, stage):
 
 @pytest.mark.parametrize(("recipe", "backbone"), [(recipe, backbone) for recipe in PLAIN for backbone in (CNN, VIT)
                                                   if (recipe != "stoch_norm" if backbone is VIT else
-                                                      recipe not in (*RUN, "prompts"))],
+                                                      recipe not in (*RUN, "prompts", "prefix"))],
                          ids=lambda value: value if isinstance(value, str) else value["kind"])
 def test_it_fits_the_backbone(recipe, backbone, digits_file):
     spec = experiment(digits_file, recipe, backbone)
@@ -84,6 +84,11 @@ def test_it_fits_the_backbone(recipe, backbone, digits_file):
 def test_a_method_of_batch_norm_needs_one(digits_file):
     with pytest.raises(UserError, match="the model has no BatchNorm"):
         prepare(Assembly(experiment(digits_file, "stoch_norm", VIT)), "stoch_norm")
+
+
+def test_keys_and_values_need_attention(digits_file):
+    with pytest.raises(UserError, match="'small_cnn' has no attention layers"):
+        experiment(digits_file, "prefix")
 
 
 def groups(digits_file, recipe, backbone=CNN, steps=60):

@@ -42,6 +42,23 @@ def test_rankings_are_a_section_of_their_own(script, tmp_path):
     page = (tmp_path / "results.md").read_text()
     assert "| logme | 1.00 ± 0.00 |" in page and "| other | **0.600 ± " in page
     assert "](figures/transferability_tau.svg)" in page and (tmp_path / "figures" / "transferability_tau.svg").is_file()
+    (tmp_path / "later").mkdir()
+    folder.parent.rename(tmp_path / "later" / "transferability_more")
+    assert script.main([str(tmp_path / "later")]) == 0
+    both = (tmp_path / "results.md").read_text()
+    assert both.startswith(page.rstrip()) and both.count("| logme | 1.00 ± 0.00 |") == 2
+    assert "](figures/transferability_more_tau.svg)" in both
+
+
+def test_a_kept_section_has_the_docstring_of_today(script, tmp_path):
+    make_workdir(tmp_path / "runs" / "distortion", seeds=3)
+    script.main([str(tmp_path / "runs")])
+    page = tmp_path / "results.md"
+    written = page.read_text()
+    page.write_text(written.replace("Kumar et al. 2022", "once upon a time"))
+    make_workdir(tmp_path / "others" / "learning_curves", seeds=3)
+    script.main([str(tmp_path / "others")])
+    assert page.read_text().split("<!-- distortion")[1] == written.split("<!-- distortion")[1]
 
 
 def test_a_folder_without_runs_is_one_sentence(script, tmp_path, capsys):

@@ -30,6 +30,8 @@ def load_module(path: str | Path) -> ModuleType:
     if not path.is_file():
         raise UserError(f"config file {str(path)!r} does not exist")
     spec = importlib.util.spec_from_file_location(f"transfer_jax_config_{path.stem}", path)
+    if spec is None:
+        raise UserError(f"config file {str(path)!r} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)  # a config may import a sibling

@@ -1,4 +1,4 @@
-"""Calibration: does a prediction of confidence c come true with probability c?"""
+"""Calibration: does a prediction of confidence c come true with probability c? And the temperature that makes it so."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfer_jax.core.errors import UserError
 from transfer_jax.evaluation.metrics import (
     Batch,
     Metric,
@@ -52,3 +53,33 @@ def _compute(state: State) -> Result:
     error = ratio(np.abs(confidence - hits).sum(), count.sum())
     return {"calibration_error": float(error), "bin_count": count, "bin_confidence": ratio(confidence, count),
             "bin_accuracy": ratio(hits, count)}
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray, lowest: float = 1e-2, highest: float = 1e2) -> float:
+    """The T > 0 of the highest likelihood of softmax(z / T): temperature scaling (Guo et al. 2017, section 4.2).
+
+    The likelihood is concave in 1 / T, so its slope has at most one root.
+
+    Args:
+      logits: z, float [N, K], of examples that were not trained on.
+      labels: int [N].
+      lowest, highest: T is between them.
+
+    Raises:
+      UserError: where there is no best T, as all answers are right or none better than chance.
+    """
+    from scipy.optimize import brentq  # they would take their time at every start of a command
+    from scipy.special import softmax
+
+    z = np.asarray(logits, np.float64)
+    right = np.take_along_axis(z, np.asarray(labels)[:, None], 1)[:, 0]
+
+    def slope(inverse: float) -> float:
+        return float(np.mean(right - (softmax(z * inverse, axis=1) * z).sum(1)))
+
+    if slope(1 / highest) <= 0 or slope(1 / lowest) >= 0:
+        why = "no better than chance" if slope(1 / highest) <= 0 else "all right, or nearly so"
+        raise UserError(f"no temperature between {lowest:g} and {highest:g} fits the {len(z)} predictions, which are "
+                        f"{why}; take examples of the task that the head was trained for, but that it has not seen, or "
+                        f"give the temperature as a number")
+    return 1 / brentq(slope, 1 / highest, 1 / lowest, xtol=1e-12)

@@ -8,7 +8,7 @@ share each product with the features; and since logits are linear in the paramet
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import optax
 MEMORY = 10  # pairs of steps and changes of the gradient that L-BFGS remembers
 LINE_STEPS = 20
 PATIENCE = 50  # iterations without a smaller gradient after which rounding is the limit
+EPISODE_BYTES = 2 ** 28
 COLUMNS = 64  # products with fewer columns leave the cores waiting for memory
 
 
@@ -75,6 +76,38 @@ def logistic_path(features: np.ndarray, labels: np.ndarray, classes: int, streng
     found = _solve(x, jnp.asarray(labels), shares, blocks, jnp.asarray(tolerance, x.dtype), max_iterations, classes)
     back = np.argsort(order)  # [blocks, width, F, ...] -> [F, L, ...]
     return Path(*(jnp.moveaxis(part.reshape(-1, *part.shape[2:])[back], 0, 1) for part in found))
+
+
+def logistic_episodes(features: np.ndarray, labels: np.ndarray, classes: int, strength: float, tolerance: float = 1e-5,
+                      max_iterations: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [E, D, C] and bias [E, C] of many small problems with examples of their own, in one program; as many at
+    once as fit into about `EPISODE_BYTES`.
+
+    Args:
+        features: float [E, N, D], computed in their dtype.
+        labels: int [N] in [0, classes), those of every problem.
+        strength: as in `logistic_path`.
+    """
+    count, rows, width = features.shape
+    dtype = jax.dtypes.canonicalize_dtype(features.dtype)
+    each = dtype.itemsize * (rows * width + (2 * MEMORY + 4) * min(rows, width) * classes)
+    size = min(count, max(1, EPISODE_BYTES // each))
+    share = jnp.full((rows, 1), 1 / rows, dtype)
+    block = jnp.full((1, 1), strength * (2.0 if classes == 2 else 1.0), dtype)  # two classes: as above
+    found = []
+    for start in range(0, count, size):
+        part = features[start:start + size]
+        padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])  # one shape, one program
+        weights, bias, *_ = _solve_each(jnp.asarray(padded, dtype), jnp.asarray(labels), share, block,
+                                        jnp.asarray(tolerance, dtype), max_iterations=max_iterations, classes=classes)
+        found.append((np.asarray(weights)[:len(part), 0, 0, 0], np.asarray(bias)[:len(part), 0, 0, 0]))
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+
+
+@functools.partial(jax.jit, static_argnames=("max_iterations", "classes"))
+def _solve_each(x: jax.Array, *shared: Any, max_iterations: int, classes: int) -> tuple[jax.Array, ...]:
+    """`_solve` for each of x [E, N, D]."""
+    return jax.vmap(lambda one: _solve(one, *shared, max_iterations, classes))(x)
 
 
 @functools.partial(jax.jit, static_argnames=("max_iterations", "classes"))

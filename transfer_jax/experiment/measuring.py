@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,9 @@ import numpy as np
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.paths import unflatten
+from transfer_jax.evaluation.calibration import fit_temperature
 from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.experiment.consolidation import head_task, statistic_before
 from transfer_jax.experiment.importance import Importance
 from transfer_jax.experiment.passes import StreamPass
 from transfer_jax.experiment.stage import ReadyStage
@@ -38,12 +40,16 @@ BATCH = 32
 
 
 class Measuring:
-    """The statistics that the terms of a stage ask for, and the weights of its examples."""
+    """The statistics that the terms of a stage ask for, and the weights of its examples.
 
-    def __init__(self, assembly: Assembly, ready: ReadyStage) -> None:
-        self.assembly, self.ready = assembly, ready
+    kept: name of a stage before -> the statistics that it held, by name.
+    """
+
+    def __init__(self, assembly: Assembly, ready: ReadyStage,
+                 kept: Callable[[str], Mapping[str, Any]] | None = None) -> None:
+        self.assembly, self.ready, self.kept = assembly, ready, kept
         terms = [term for update in ready.program.updates for term in update.terms]
-        self.wanted = {statistic_name(term, quantity): (term, statistic)
+        self.wanted = {statistic_name(term.name, quantity): (term, statistic)
                        for term in terms for quantity, statistic in term.statistics.items()}
         self.weights = {weights_name(stream): Importance(assembly, ready, stream, spec)
                         for stream, spec in ready.spec.importance.items()}
@@ -59,7 +65,7 @@ class Measuring:
         """Shapes of the statistics of all seeds, by name."""
         found = {}
         for name, (term, statistic) in self.wanted.items():
-            parts = self._pass(name).shapes(params, batch_stats)
+            parts = self._pass(name).shapes(self._given(name, params), batch_stats)
             if statistic.each:
                 parts = jax.tree.map(functools.partial(self._of_all, term), parts)
             found[name] = jax.eval_shape(self._finish(name), *(parts if statistic.each else (parts,)))
@@ -81,14 +87,49 @@ class Measuring:
     @functools.cache  # noqa: B019 - likewise
     def _pass(self, name: str) -> StreamPass:
         term, statistic = self.wanted[name]
+        stream = measured_stream(term.spec)
 
-        def measure(params: Flat, batch_stats: Any, batch: Mapping[str, Any]) -> Any:
-            found = statistic.measure(self._view(term, params, batch_stats), batch)
+        def measure(given: tuple[Flat, Any], batch_stats: Any, batch: Mapping[str, Any]) -> Any:
+            params, temperature = given
+            found = statistic.measure(self._view(term, stream, params, batch_stats, temperature), batch)
             return (found, batch["weight"]) if statistic.each else found
 
-        return StreamPass(self.assembly, measured_stream(term.spec), measure, BATCH)
+        return StreamPass(self.assembly, stream, measure, BATCH)
+
+    def _given(self, name: str, params: Flat, batch_stats: Any = None) -> tuple[Flat, Any]:
+        """Parameters and temperatures [S] for a pass; the latter are None where nothing is calibrated, and shapes
+        without statistics of norms."""
+        stream = self.wanted[name][1].calibrated_on
+        if stream is None:
+            return params, None
+        if batch_stats is None:
+            return params, jax.ShapeDtypeStruct((self.assembly.members,), jnp.float32)
+        return params, self._temperatures(name, stream, params, batch_stats)
+
+    def _temperatures(self, name: str, stream: str, params: Flat, batch_stats: Any) -> Any:
+        """The temperature of the term's head on a stream of the task that it was trained for, [S]."""
+        term = self.wanted[name][0]
+        spec = TermSpec(kind="task", task=head_task(self.assembly.spec, term.head), stream=stream)
+        source = make_term("calibration", spec, self.assembly.spec.tasks, f"the calibration of term {term.name!r}")
+
+        def answers(params: Flat, batch_stats: Any, batch: Mapping[str, Any]) -> tuple[Any, ...]:
+            view = self._view(term, stream, params, batch_stats)
+            return view.logits(batch), labels_of(source, stream, batch), batch["weight"]
+
+        rows = StreamPass(self.assembly, stream, answers, BATCH).rows(params, batch_stats)
+        return jnp.asarray([fit_temperature(logits[weights > 0], labels[weights > 0])
+                            for logits, labels, weights in zip(*rows, strict=True)], jnp.float32)
 
     def _value(self, name: str, params: Flat, batch_stats: Any) -> Any:
+        (term, statistic), given = self.wanted[name], self._given(name, params, batch_stats)
+        found = self._measured(name, given, batch_stats)
+        if statistic.after is None:
+            return found
+        before = self.kept(statistic.after)[statistic_before(self.assembly.spec, self.ready.name, term)]
+        return {path: leaf + statistic.decay * before[path] if path in before else leaf
+                for path, leaf in found.items()}
+
+    def _measured(self, name: str, params: tuple[Flat, Any], batch_stats: Any) -> Any:
         (term, statistic), over = self.wanted[name], self._pass(name)
         if statistic.each:
             return self._finish(name)(*over.rows(params, batch_stats))
@@ -105,8 +146,9 @@ class Measuring:
         size = self.assembly.stream(measured_stream(term.spec)).size
         return jax.ShapeDtypeStruct((part.shape[0], size, *part.shape[2:]), part.dtype)
 
-    def _view(self, term: Term, params: Flat, batch_stats: Any) -> StartView:
-        name, program = measured_stream(term.spec), self.ready.program
+    def _view(self, term: Term, name: str, params: Flat, batch_stats: Any, temperature: Any = None) -> StartView:
+        """What the term may look at of the stream `name`; the logits are divided by `temperature` if there is one."""
+        program = self.ready.program
         stream = self.assembly.stream(name)
         batch_stats = statistics_of(batch_stats, stream.spec.domain)
 
@@ -118,7 +160,8 @@ class Measuring:
 
         def logits(batch: Mapping[str, Any], parameters: Flat | None = None, edits: Any = None) -> jax.Array:
             variables, found = taps(batch, parameters, edits)
-            return program.model.head(variables, term.head, found, image_size(stream, batch))[0]
+            output = program.model.head(variables, term.head, found, image_size(stream, batch))[0]
+            return output if temperature is None else output / temperature
 
         def features(batch: Mapping[str, Any]) -> jax.Array:
             return find_tap(taps(batch)[1], term.spec.tap)

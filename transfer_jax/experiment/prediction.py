@@ -35,6 +35,8 @@ def predict_paths(folder: Path, inputs: Sequence[str], out: Path | None, *, task
     model = open_model(folder, stage, seed)
     task = model.task(task)
     answers = list(answer(model, task, paths, batch_size, skip_bad))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
     entry = model.description["tasks"][task]
     kind, names = TASKS[entry["task"]["kind"]].answers, entry["class_names"]
     if kind == "boxes":

@@ -14,7 +14,7 @@ from transfer_jax.core.config import load_config
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.spec import build
 from transfer_jax.evaluation import probes
-from transfer_jax.evaluation.few_shot import few_shot
+from transfer_jax.evaluation.few_shot import few_shot, most_shots
 from transfer_jax.evaluation.probes import Row
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.feature_files import Features
@@ -72,10 +72,12 @@ class ProbeRequest:
 
     Attributes:
         methods: names of `PROBES`, and 'few_shot'; () takes all that the size of the data allows.
+        learners: names of `FEW_SHOT`; () likewise.
         tap: the columns to take; None: all.
     """
 
     methods: tuple[str, ...] = ()
+    learners: tuple[str, ...] = ()
     shots: tuple[int, ...] = (1, 5, 10)
     episodes: int = 100
     folds: int = 5
@@ -124,12 +126,22 @@ def probe(parts: dict[str, Features], request: ProbeRequest) -> list[Row]:
     rows = probes.table(data["train"], data.get("test"), data.get("validation"), wanted, classes, request.folds,
                         request.seed) if wanted or not request.methods else []
     if not request.methods or "few_shot" in request.methods:
-        shots = few_shot(data["train"], data.get("test"), request.shots, request.episodes, request.seed)
-        if not shots and request.methods:
-            raise UserError(f"no class has enough examples for {min(request.shots)} shots and a question; give more "
-                            f"examples or fewer --shots")
-        rows += shots
+        rows += _few_shot(data["train"], data.get("test"), request)
     return rows
+
+
+def _few_shot(train: tuple[Any, Any], test: tuple[Any, Any] | None, request: ProbeRequest) -> list[Row]:
+    """The episodes; says which shots the smallest class is too small for, which is an error where all are."""
+    most = most_shots(train[1], test is not None)
+    many = [shots for shots in request.shots if shots > most]
+    if many:
+        text = (f"{', '.join(map(str, many))} shots: the smallest class to train on has "
+                f"{most + (test is None)} example{'s' * (most + (test is None) != 1)}"
+                f"{'' if test is not None else ', one of which is asked about'}")
+        if len(many) == len(request.shots) and request.methods:
+            raise UserError(f"{text}; give more examples or fewer --shots")
+        print(f"left out {text}")
+    return few_shot(train, test, request.shots, request.episodes, request.seed, request.learners)
 
 
 def check_parts(parts: dict[str, Features]) -> None:

@@ -78,6 +78,14 @@ def stage_variables(workdir: Workdir, spec: ExperimentSpec, stage: str, select: 
     return variables_of(found[1], select, spec.stages[stage].averaged, f"stage {stage!r}")
 
 
+def stage_statistics(workdir: Workdir, stage: str) -> Mapping[str, Any]:
+    """What a finished stage measured of its start, [S, ...] by name; see `objectives/statistics.py`."""
+    found = workdir.checkpoints(stage).restore()
+    if found is None:
+        raise UserError(f"{workdir.path} has no checkpoint of stage {stage!r}; run it first")
+    return found[1]["constants"]["statistics"]
+
+
 def with_peft(specs: Mapping[str, PeftSpec], variables: tuple[Flat, Any]) -> tuple[Flat, Any]:
     """The variables of the plain model: leaves of `peft` worked into the layers that they change."""
     if not specs:

@@ -21,6 +21,7 @@ from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.mesh import place
 from transfer_jax.core.paths import flatten
 from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.experiment.consolidation import check_statistics
 from transfer_jax.experiment.entering import check_heads_apart, shared_taps
 from transfer_jax.experiment.passages import (
     check_domains,
@@ -144,6 +145,7 @@ def prepare(assembly: Assembly, name: str) -> ReadyStage:
         members=_members(assembly.spec.members, bound), **_averaging(spec, parts, defaults))
     _check_program(program, where)
     check_terms(terms, spec, where)
+    check_statistics(assembly, name, terms, where)
     check_labels(terms, streams, where)
     looks_back = spec.weight_noise is not None or any(term.needs_start for term in terms)
     inherited = tuple(path for path in shapes if path.startswith(tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import time
 from collections.abc import Callable, Mapping
@@ -73,7 +74,7 @@ class StageRun:
         batch_stats = self.ready.own_statistics(batch_stats)
         feeds = {name: feed for name in program.streams if (feed := assembly.feed(name)) is not None}
         seeds = self.ready.seeds(runner.spec.seeds)
-        measuring = Measuring(assembly, self.ready)
+        measuring = Measuring(assembly, self.ready, functools.partial(results.stage_statistics, runner.workdir))
         unknown = measuring.shapes(params, batch_stats)
         self.ready, feeds, notes = with_features(self.ready, assembly, params, batch_stats, feeds)
         for note in notes:

@@ -1,4 +1,4 @@
-"""Adapters and prompts that a stage's result holds: its own and those of the results that it starts from."""
+"""Adapters, prompts and prefixes that a stage's result holds: its own and those of the results that it starts from."""
 
 from __future__ import annotations
 

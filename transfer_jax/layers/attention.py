@@ -34,7 +34,7 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Arra
     additive = mask is not None or bias is not None
     if jax.default_backend() == "gpu" and drop is None and _fits_cudnn(query, key, additive):
         return _fused(query, key, value, mask, bias, causal, scale)
-    return _by_products(query, key, value, _joined(mask, causal, query.shape[1], key.shape[1]), bias, scale, drop)
+    return _by_products(query, key, value, joined_mask(mask, causal, query.shape[1], key.shape[1]), bias, scale, drop)
 
 
 def _by_products(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, bias: jax.Array | None,
@@ -56,7 +56,7 @@ def _by_products(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.A
     return jnp.swapaxes(mixed / jnp.where(total == 0, 1, total), 1, 2).astype(value.dtype)
 
 
-def _joined(mask: jax.Array | None, causal: bool, queries: int, keys: int) -> jax.Array | None:
+def joined_mask(mask: jax.Array | None, causal: bool, queries: int, keys: int) -> jax.Array | None:
     """`mask` and the lower triangle, where there are any."""
     if not causal:
         return mask
@@ -87,11 +87,21 @@ def _fused(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array |
                                      scale=scale, is_causal=causal, implementation="cudnn")
     if mask is None:
         return y
-    allowed = jnp.broadcast_to(_joined(mask, causal, *shape[2:]), shape).any(-1)
+    allowed = jnp.broadcast_to(joined_mask(mask, causal, *shape[2:]), shape).any(-1)
     return jnp.where(jnp.swapaxes(allowed, 1, 2)[..., None], y, 0)
 
 
-class SelfAttention(nn.Module):
+class Attending(nn.Module):
+    """An attention layer. Its queries meet keys and values in the method `mix`, where a method can be intercepted that
+    adds to them (`params/inserts.py`)."""
+
+    def mix(self, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, bias: jax.Array | None,
+            causal: bool, drop: Callable[[jax.Array], jax.Array] | None) -> jax.Array:
+        """See `attention`."""
+        return attention(query, key, value, mask, bias, causal, drop=drop)
+
+
+class SelfAttention(Attending):
     """Multi-head attention of a sequence to itself, or to a `source` (Vaswani et al. 2017, section 3.2.2).
 
     Parameters: dense layers `query`, `key`, `value`, `out`, each `kernel` [D, D] and `bias` [D]; head h owns the
@@ -121,6 +131,6 @@ class SelfAttention(nn.Module):
 
         source = x if source is None else source
         drop = nn.Dropout(self.dropout, deterministic=False) if train and self.dropout else None
-        y = attention(heads("query", x), heads("key", source), heads("value", source), mask, bias, causal, drop=drop)
+        y = self.mix(heads("query", x), heads("key", source), heads("value", source), mask, bias, causal, drop)
         return nn.Dense(width, self.out_bias, self.dtype, kernel_init=self.kernel_init,
                         name="out")(y.reshape(x.shape))

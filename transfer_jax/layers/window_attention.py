@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.layers.attention import attention
+from transfer_jax.layers.attention import Attending
 
 Pair = tuple[int, int]
 
@@ -45,7 +45,7 @@ def shifted_mask(size: Pair, window: int, shift: Pair) -> np.ndarray:
     return region[:, :, None] == region[:, None]
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(Attending):
     """Multi-head attention inside of each window of `window` x `window` places: [B, H, W, D] -> the same shape.
 
     A map that is no multiple of the window is filled with zeros below and on the right, which take part. With
@@ -91,7 +91,7 @@ class WindowAttention(nn.Module):
         if any(shift):
             mask = jnp.tile(shifted_mask(size, self.window, shift)[:, None], (batch, 1, 1, 1))
         drop = nn.Dropout(self.dropout, deterministic=False) if train and self.dropout else None
-        return attention(heads("query"), heads("key"), heads("value"), mask, bias[None], drop=drop).reshape(x.shape)
+        return self.mix(heads("query"), heads("key"), heads("value"), mask, bias[None], False, drop).reshape(x.shape)
 
     def _dense(self, features: int, name: str) -> nn.Dense:
         return nn.Dense(features, dtype=self.dtype, kernel_init=self.kernel_init, name=name)

@@ -69,7 +69,8 @@ def co_tuning(logits: jax.Array, labels: jax.Array, label_probs: jax.Array | Non
     """Cross-entropy of the source head with p(source class | label): Co-Tuning (You et al. 2020, section 3).
 
     Keeps the head of the source task (`head`) in use beside the target task's own term; the paper's weight is 2.3. The
-    options of the statistic `relationship` are options of the term, which also needs the target `task`.
+    options of the statistic `relationship` (calibration, the reverse way) are options of the term, which also needs the
+    target `task`.
 
     Args:
       logits: of the source head, float [B, K source].

@@ -43,7 +43,8 @@ def ewc(parameters: Mapping[str, jax.Array], initial_parameters: Mapping[str, ja
     """strength / 2 sum_j F_j (w_j - w0_j)^2: elastic weight consolidation (Kirkpatrick et al. 2017, eq. 3).
 
     Holds what the model knew of the data that `measured_on` names, through the head `head`, most where F says that it
-    mattered. The options of the statistic `fisher` are options of the term.
+    mattered. The options of the statistic `fisher` are options of the term: with `after` and `decay` one F holds a
+    whole sequence of tasks (online EWC; Schwarz et al. 2018).
 
     Args:
       parameters, initial_parameters, include: as in `l2_to_start`.

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from transfer_jax.core.errors import UserError
 
@@ -52,22 +53,34 @@ class Statistic:
 
     With `each` it gives arrays [B, ...] instead, and `finish` receives those of all examples [n, ...] in the stream's
     order and their weights [n]: 0 for one that could not be read. `renewed`: of the model as it is, not of the start.
+    `calibrated_on`: a stream of the head's own task, on which a temperature is fitted that divides the view's logits.
+    `after`: a stage before, whose own such statistic counts on with the factor `decay`.
     """
 
     measure: Callable[[StartView, Batch], Any]
     finish: Callable[..., Any]
     each: bool = False
     renewed: bool = False
+    calibrated_on: str | None = None
+    after: str | None = None
+    decay: float = 1.0
 
 
-def fisher(*, empirical: bool = False) -> Statistic:
+def fisher(*, empirical: bool = False, after: str | None = None, decay: float = 1.0) -> Statistic:
     """The diagonal of the Fisher information of every trainable leaf: path -> float32 array of the leaf's shape.
 
     F = mean_x E_y (d log p(y | x) / d theta)^2 with y from the model's own predictions, summed exactly over all classes
     (Kirkpatrick et al. 2017, section 2.1; Pascanu & Bengio 2014), one backward pass per example and class; outputs of
     a regression are means of unit Gaussians. With `empirical` y is the label instead, one pass per example: another
     quantity, which vanishes where the model fits its labels (Kunstner et al. 2019).
+
+    Args:
+      after, decay: online EWC over a sequence of tasks (Schwarz et al. 2018, section 3): `decay` times the information
+        that the stage `after` held, plus F. Leaves that were not held there count as 0.
     """
+    if not 0 <= decay <= 1:
+        raise UserError(f"fisher: decay = {decay} is no factor of what is known already; use a number from 0 to 1")
+
     def measure(view: StartView, batch: Batch) -> Any:
         def example(total: Flat, number: jax.Array) -> tuple[Flat, None]:
             one = {key: value[number][None] for key, value in batch.items()}
@@ -78,7 +91,8 @@ def fisher(*, empirical: bool = False) -> Statistic:
         squares, _ = jax.lax.scan(example, zeros, jnp.arange(len(batch["weight"])))
         return squares, batch["weight"].sum()
 
-    return Statistic(measure, lambda sums: jax.tree.map(lambda leaf: leaf / jnp.maximum(sums[1], 1), sums[0]))
+    return Statistic(measure, lambda sums: jax.tree.map(lambda leaf: leaf / jnp.maximum(sums[1], 1), sums[0]),
+                     after=after, decay=decay)
 
 
 def _squared_gradients(view: StartView, one: Batch, empirical: bool) -> Flat:
@@ -124,24 +138,99 @@ def _indicators(labels: jax.Array, classes: int) -> jax.Array:
     return jnp.where(valid[:, None], jax.nn.one_hot(labels, classes), jnp.nan)
 
 
-def relationship(*, temperature: float = 1.0) -> Statistic:
-    """p(source class | target class), float32 [K target, K source]: for every class of the term's task the mean of
-    softmax(z / T) over its examples, z from the term's head, that of the source task (You et al. 2020, section 3,
-    the direct approach). A class without examples has equal probabilities.
+def relationship(*, temperature: float = 1.0, calibrated_on: str | None = None, reverse: bool = False) -> Statistic:
+    """p(source class | target class), float32 [K target, K source], from p_s(x) = softmax(z / T), z from the term's
+    head, that of the source task (You et al. 2020, section 3.2).
+
+    Directly it is the mean of p_s(x) over the examples of each class of the term's task. With `reverse` it is found
+    from p(target class | source class) by Bayes's rule: a logistic regression learns the target class from p_s(x), is
+    asked about each source class alone, and the mean of p_s(x) over all examples is the prior. Its penalty is the one
+    of `PENALTIES` whose predictions are likeliest on held-out fifths. A class without examples has equal probabilities.
 
     Args:
-      temperature: T, chosen on source data such that the source head is calibrated.
+      temperature: T.
+      calibrated_on: in its place, a stream of the source task that was not trained on: T of the highest likelihood
+        there (Guo et al. 2017).
     """
-    def measure(view: StartView, batch: Batch) -> Any:
-        chosen = _indicators(view.labels(batch), view.classes) * batch["weight"][:, None]
+    if calibrated_on is not None and temperature != 1.0:
+        raise UserError("relationship: temperature and calibrated_on both say how sharp the head's predictions are; "
+                        "leave one out")
+
+    def known(view: StartView, batch: Batch) -> tuple[jax.Array, jax.Array]:
         probabilities = jax.nn.softmax(view.logits(batch).astype(jnp.float32) / temperature)
+        return probabilities, _indicators(view.labels(batch), view.classes)
+
+    def measure(view: StartView, batch: Batch) -> Any:
+        probabilities, chosen = known(view, batch)
+        chosen = chosen * batch["weight"][:, None]
         return jnp.matmul(chosen.T, probabilities, precision="highest"), chosen.sum(0)
 
     def finish(sums: Any) -> jax.Array:
         total, count = sums[0], sums[1][:, None]
         return jnp.where(count == 0, 1 / total.shape[1], total / jnp.maximum(count, 1))
 
-    return Statistic(measure, finish)
+    if reverse:
+        return Statistic(known, lambda rows, weights: reversed_relationship(*rows, weights), each=True,
+                         calibrated_on=calibrated_on)
+    return Statistic(measure, finish, calibrated_on=calibrated_on)
+
+
+PENALTIES = tuple(10.0 ** -power for power in range(1, 7))  # of the mean loss, the most regular first
+FOLDS, ITERATIONS, TOLERANCE = 5, 500, 1e-6
+
+
+def reversed_relationship(probabilities: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
+    """p(source class | target class) [K target, K source] by Bayes's rule; see `relationship`.
+
+    Args:
+      probabilities: p_s(x), [n, K source].
+      chosen: target classes, one-hot [n, K target].
+      weights: [n], 1 or 0.
+    """
+    fold = jnp.arange(len(weights)) % FOLDS
+    held = jnp.stack([weights * (fold == number) for number in range(FOLDS)])
+    penalties = jnp.asarray(PENALTIES)
+
+    def fitted(kept: jax.Array, penalty: jax.Array) -> jax.Array:
+        return _source_logits(probabilities, chosen, kept, penalty)
+
+    def likelihood(part: jax.Array, penalty: jax.Array) -> jax.Array:
+        logits = jnp.matmul(probabilities, fitted(weights - part, penalty), precision="highest")
+        return jnp.sum(part * jnp.sum(chosen * jax.nn.log_softmax(logits), -1))
+
+    scores = jax.vmap(jax.vmap(likelihood, (None, 0)), (0, None))(held, penalties).sum(0)
+    given = jax.nn.log_softmax(fitted(weights, penalties[jnp.argmax(scores)]))  # log p(target | source)
+    prior = jnp.log(jnp.maximum(jnp.sum(weights[:, None] * probabilities, 0), jnp.finfo(jnp.float32).tiny))
+    found = jax.nn.softmax((given + prior[:, None]).T)
+    count = jnp.sum(weights[:, None] * chosen, 0)[:, None]
+    return jnp.where(count == 0, 1 / found.shape[1], found) + 0 * count.sum()  # NaN where a label is no class
+
+
+def _source_logits(probabilities: jax.Array, chosen: jax.Array, kept: jax.Array, penalty: jax.Array) -> jax.Array:
+    """Logits of the target classes for each source class alone [K source, K target]: W + b of the minimum of mean
+    cross-entropy + penalty / 2 |W|^2 over the examples of weights `kept`, by L-BFGS (b is free)."""
+    shares = kept / jnp.maximum(kept.sum(), 1)
+
+    def loss(parameters: tuple[jax.Array, jax.Array]) -> jax.Array:
+        logits = jnp.matmul(probabilities, parameters[0], precision="highest") + parameters[1]
+        losses = -jnp.sum(chosen * jax.nn.log_softmax(logits), -1)
+        return jnp.sum(shares * losses) + penalty / 2 * jnp.sum(parameters[0] ** 2)
+
+    solver, slope = optax.lbfgs(), optax.value_and_grad_from_state(loss)
+
+    def step(carried: tuple[Any, Any]) -> tuple[Any, Any]:
+        parameters, state = carried
+        value, gradient = slope(parameters, state=state)
+        change, state = solver.update(gradient, state, parameters, value=value, grad=gradient, value_fn=loss)
+        return optax.apply_updates(parameters, change), state
+
+    def going(carried: tuple[Any, Any]) -> jax.Array:
+        count, gradient = (optax.tree.get(carried[1], name) for name in ("count", "grad"))
+        return (count == 0) | (count < ITERATIONS) & (optax.tree.norm(gradient, ord=jnp.inf) > TOLERANCE)
+
+    start = jnp.zeros((probabilities.shape[1], chosen.shape[1])), jnp.zeros(chosen.shape[1])
+    (weights, bias), _ = jax.lax.while_loop(going, step, (start, solver.init(start)))
+    return weights + bias
 
 
 def channel_weights(*, temperature: float = 1.0) -> Statistic:

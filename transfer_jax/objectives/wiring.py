@@ -186,9 +186,9 @@ def measured_stream(spec: TermSpec) -> str | None:
     return spec.measured_on or spec.stream
 
 
-def statistic_name(term: Term, quantity: str) -> str:
-    """Under which name a statistic is kept."""
-    return f"{term.name}/{quantity}"
+def statistic_name(term: str, quantity: str) -> str:
+    """Under which name a statistic of the term of this name is kept."""
+    return f"{term}/{quantity}"
 
 
 def _parameters(function: Callable | None) -> list[str]:
@@ -224,7 +224,7 @@ def _resolve(term: Term, role: str, quantity: str, context: Context) -> Any:
     if quantity == "apply_head":
         return lambda array: context.apply(term.head, array)
     if quantity in STATISTICS:
-        return context.statistics[statistic_name(term, quantity)]
+        return context.statistics[statistic_name(term.name, quantity)]
     if quantity == "carried":
         return context.carried[term.name]
     if quantity in SHARED:

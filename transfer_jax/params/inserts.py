@@ -1,4 +1,5 @@
-"""Few-parameter methods that add to the forward pass: adapters beside modules, prompts among tokens, gaps of domains.
+"""Few-parameter methods that add to the forward pass: adapters beside modules, prompts among tokens, prefixes of keys
+and values, gaps of domains.
 
 Unlike the methods of `peft.py` they cannot be worked into the leaves of the plain model, so their leaves stay:
 `peft/<name>/<backbone>/<place>/<leaf>`, a place being a module, and a model that finds them runs with them. Networks
@@ -24,7 +25,8 @@ from flax import linen as nn
 from transfer_jax.core.errors import UserError, nearest
 from transfer_jax.core.interception import tap_edits
 from transfer_jax.core.spec import bind
-from transfer_jax.layers.attention import SelfAttention
+from transfer_jax.layers.attention import Attending, SelfAttention, joined_mask
+from transfer_jax.layers.window_attention import WindowAttention
 from transfer_jax.models.domains import current_head
 from transfer_jax.params.domain_shift import check_shift, initial_shift, shift_places, with_shift
 
@@ -36,10 +38,11 @@ New = Mapping[str, Mapping[str, jax.Array]]  # place within the backbone -> its 
 @dataclass(frozen=True)
 class Outline:
     """What one backbone computes: `modules` path -> shapes (input, output) of those that map one array to one, `taps`
-    name -> shape."""
+    name -> shape, `attentions` path -> class of the attention layers among the modules."""
 
     modules: Mapping[str, tuple[Any, Any]]
     taps: Mapping[str, Any]
+    attentions: Mapping[str, type]
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,9 @@ def prompts(*, count: int = 8, deep: bool = False, spread: float = 0.02) -> Inse
     eq. 6 and 7, new ones for every block), for texts prompt tuning (Lester et al. 2021) and, deep, P-tuning v2 (Liu et
     al. 2022). They have no positions and are dropped before tokens are pooled; the taps of blocks hold them.
 
+    In a Swin transformer they stand, `deep` only, in front of every window of a block, near to all of its places alike,
+    and no tap holds them (Jia et al. 2022, appendix A).
+
     Args:
       count: tokens of each block.
       spread: standard deviation of the draws. Training does not start at the model: other tokens attend to them.
@@ -114,17 +120,26 @@ def prompts(*, count: int = 8, deep: bool = False, spread: float = 0.02) -> Inse
     def places(outline: Outline, name: str, patterns: tuple[str, ...], where: str) -> list[str]:
         if not any(re.fullmatch(pattern, name) for pattern in patterns):
             return []
-        missing = {"embeddings", "block0", "tokens"} - set(outline.taps)
-        if missing:
-            raise UserError(f"{where}: the backbone {name!r} gives no tap {', '.join(sorted(missing))}; prompts are "
-                            f"for whole transformers with one sequence of tokens")
-        blocks = [tap for tap in outline.taps if re.fullmatch(r"block\d+", tap)]
-        return blocks if deep else blocks[:1]
+        windows = [path.rpartition("/")[0] for path, kind in outline.attentions.items() if kind is WindowAttention]
+        if windows and not deep:
+            raise UserError(f"{where}: the backbone {name!r} attends in windows, whose tokens change from block to "
+                            f"block; use deep=True, with which every block has prompts of its own")
+        return windows or _blocks(outline, name, where)[:None if deep else 1]
 
     def initial(key: jax.Array, outline: Outline, place: str) -> Flat:
-        return {"prompts": spread * jax.random.normal(key, (count, outline.taps[place].shape[-1]))}
+        x = outline.taps[place] if place in outline.taps else outline.modules[f"{place}/attention"][0]
+        return {"prompts": spread * jax.random.normal(key, (count, x.shape[-1]))}
 
-    return Insert(places, initial, _with_prompts)
+    return Insert(places, initial, lambda new: (_with_prompts if "block0" in new else _with_window_prompts)(new))
+
+
+def _blocks(outline: Outline, name: str, where: str) -> list[str]:
+    """The blocks of a transformer with one sequence of tokens."""
+    missing = {"embeddings", "block0", "tokens"} - set(outline.taps)
+    if missing:
+        raise UserError(f"{where}: the backbone {name!r} gives no tap {', '.join(sorted(missing))}; prompts are "
+                        f"for whole transformers with one sequence of tokens, or with windows")
+    return [tap for tap in outline.taps if re.fullmatch(r"block\d+", tap)]
 
 
 @contextlib.contextmanager
@@ -133,8 +148,7 @@ def _with_prompts(new: New) -> Iterator[None]:
     count = len(new["block0"]["prompts"])
 
     def put(place: str, x: jax.Array) -> jax.Array:
-        tokens = new[place]["prompts"].astype(x.dtype)
-        return jnp.concatenate([jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape)), x], 1)
+        return _in_front(new[place]["prompts"], x)
 
     edits = {"embeddings": lambda x: put("block0", x), "tokens": lambda x: x[:, count:]}
     for place in new:
@@ -153,6 +167,88 @@ def _with_prompts(new: New) -> Iterator[None]:
 
     with tap_edits(edits), nn.intercept_methods(interceptor):
         yield
+
+
+def _with_window_prompts(new: New) -> AbstractContextManager:
+    """A context in which the windows of a Swin transformer's blocks see prompts in front of their places.
+
+    A block normalises them with its places, lets them take part in each window, and loses what becomes of them.
+    """
+    normalised: dict[str, jax.Array] = {}  # by block, on the way from its norm to its attention
+
+    def interceptor(call: Callable, arguments: Any, keywords: Any, context: Any) -> Any:
+        block, _, part = "/".join(context.module.path).rpartition("/")
+        if block not in new:
+            return call(*arguments, **keywords)
+        count = len(new[block]["prompts"])
+        if part == "norm1" and context.method_name == "__call__":
+            x = arguments[0]
+            y = call(_in_front(new[block]["prompts"], x.reshape(x.shape[0], -1, x.shape[-1])), **keywords)
+            normalised[block] = y[:, :count]
+            return y[:, count:].reshape(x.shape)
+        if part == "attention" and context.method_name == "_attend":
+            x, *others = arguments  # windows [B, N, places, D]
+            front = jnp.broadcast_to(normalised[block][:, None], (*x.shape[:2], count, x.shape[-1]))
+            return call(jnp.concatenate([front, x], 2), *others, **keywords)[:, :, count:]
+        if part == "attention" and context.method_name == "mix":
+            query, key, value, mask, bias, *others = arguments
+            around = ((0, 0), (0, 0), (count, 0), (count, 0))
+            mask = None if mask is None else jnp.pad(mask, around, constant_values=True)
+            return call(query, key, value, mask, jnp.pad(bias, around), *others, **keywords)
+        return call(*arguments, **keywords)
+
+    return nn.intercept_methods(interceptor)
+
+
+def _in_front(tokens: jax.Array, x: jax.Array) -> jax.Array:
+    """Tokens [P, ...] in front of the sequences x [B, T, ...] -> [B, P + T, ...]."""
+    tokens = tokens.astype(x.dtype)
+    return jnp.concatenate([jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape)), x], 1)
+
+
+def prefix(*, count: int = 8, spread: float = 0.02) -> Insert:
+    """Learned keys and values in front of those of an attention layer, seen by all of its queries: prefix tuning (Li &
+    Liang 2021, section 4), the keys and values learned themselves (as in P-tuning v2, Liu et al. 2022). They have no
+    positions, and those of the tokens stay; in windows they are near to all places alike.
+
+    Args:
+      count: keys and values of each layer, each [count, D]; head h owns the columns h * D / heads and following.
+      spread: standard deviation of the draws. Training does not start at the model: tokens attend to them.
+    """
+    if count < 1:
+        raise UserError(f"prefix: count = {count} adds nothing; use at least 1")
+
+    def initial(key: jax.Array, outline: Outline, place: str) -> Flat:
+        draws = spread * jax.random.normal(key, (2, count, outline.modules[place][0].shape[-1]))
+        return {"key": draws[0], "value": draws[1]}
+
+    def places(outline: Outline, name: str, patterns: tuple[str, ...], where: str) -> list[str]:
+        return [module for module in _modules(outline, name, patterns, where) if module in outline.attentions]
+
+    return Insert(places, initial, _with_prefix)
+
+
+def _with_prefix(new: New) -> AbstractContextManager:
+    """A context in which attention layers see keys and values in front of their own."""
+    def interceptor(call: Callable, arguments: Any, keywords: Any, context: Any) -> Any:
+        place = "/".join(context.module.path)
+        if place not in new or context.method_name != "mix" or not isinstance(context.module, Attending):
+            return call(*arguments, **keywords)
+        query, key, value, mask, bias, causal, drop = arguments
+        keys, count = key.shape[1], len(new[place]["key"])
+
+        def longer(array: jax.Array | None, fill: bool | float) -> jax.Array | None:
+            if array is None:
+                return None
+            array = jnp.broadcast_to(array, (*array.shape[:-1], keys))
+            return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(count, 0)], constant_values=fill)
+
+        mask, bias = longer(joined_mask(mask, causal, query.shape[1], keys), True), longer(bias, 0.0)
+        key, value = (_in_front(new[place][name].reshape(-1, *own.shape[2:]), own)
+                      for name, own in (("key", key), ("value", value)))
+        return call(query, key, value, mask, bias, False, drop)
+
+    return nn.intercept_methods(interceptor)
 
 
 def domain_shift(*, domains: tuple[str, ...], scale: bool = True, spread: Mapping[str, float] | None = None,
@@ -180,7 +276,8 @@ def domain_shift(*, domains: tuple[str, ...], scale: bool = True, spread: Mappin
                   initial, lambda new: with_shift(new, domains))
 
 
-INSERTS: dict[str, Callable[..., Insert]] = {"adapter": adapter, "prompts": prompts, "domain_shift": domain_shift}
+INSERTS: dict[str, Callable[..., Insert]] = {"adapter": adapter, "prompts": prompts, "prefix": prefix,
+                                             "domain_shift": domain_shift}
 
 
 def make_insert(spec: Any, where: str) -> Insert:
@@ -238,16 +335,16 @@ def _check_targets(insert: Insert, spec: Any, outlines: Mapping[str, Outline], w
         except re.error as error:
             raise UserError(f"{where}: {pattern!r} is not a regular expression: {error}") from error
         if not any(insert.places(outline, backbone, (pattern,), where) for backbone, outline in outlines.items()):
-            known = [f"{backbone}/{module}" for backbone, outline in outlines.items() for module in outline.modules]
-            known = [f"{name}/{tap}" for name, outline in outlines.items() for tap in outline.taps] if (
-                spec.kind == "domain_shift") else known
-            close = list(outlines) if spec.kind == "prompts" else nearest(pattern, known) or known[:3]
+            of_kind = {"domain_shift": "taps", "prefix": "attentions"}.get(spec.kind, "modules")
+            known = [f"{name}/{place}" for name, outline in outlines.items() for place in getattr(outline, of_kind)]
+            close = list(outlines) if spec.kind == "prompts" else nearest(pattern, known) or known[:3] or ['none']
             raise UserError(f"{where}: {pattern!r} matches nothing; nearest: {', '.join(close)}")
 
 
 def outline_of(backbone: nn.Module, example: Any) -> Outline:
     """The outline of a backbone for one input (a `ShapeDtypeStruct`, or a mapping of them), found by tracing it."""
     modules: dict[str, tuple[Any, Any]] = {}
+    attentions: dict[str, type] = {}
 
     def shape(array: Any) -> Any:
         return jax.ShapeDtypeStruct(array.shape, array.dtype)
@@ -257,13 +354,16 @@ def outline_of(backbone: nn.Module, example: Any) -> Outline:
         arrays = all(isinstance(value, jax.Array) for value in (*arguments[:1], y))
         if context.method_name == "__call__" and context.module.path and arguments and arrays:
             modules["/".join(context.module.path)] = shape(arguments[0]), shape(y)
+            if isinstance(context.module, Attending):
+                attentions["/".join(context.module.path)] = type(context.module)
         return y
 
     def run(x: Any) -> Any:
         with nn.intercept_methods(interceptor):
             return backbone.init_with_output(jax.random.key(0), x)[0]
 
-    return Outline(modules, jax.eval_shape(run, example))
+    taps = jax.eval_shape(run, example)
+    return Outline(modules, taps, attentions)
 
 
 def _modules(outline: Outline, name: str, patterns: tuple[str, ...], where: str) -> list[str]:

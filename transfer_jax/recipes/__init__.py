@@ -16,7 +16,7 @@ from typing import Any
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component, bind
 from transfer_jax.recipes import adaptation
-from transfer_jax.recipes.few_parameters import adapter, bitfit, dora, ia3, lora, norm_tuning, prompts, ssf
+from transfer_jax.recipes.few_parameters import adapter, bitfit, dora, ia3, lora, norm_tuning, prefix, prompts, ssf
 from transfer_jax.recipes.setting import Config, Setting
 from transfer_jax.recipes.situations import situation
 from transfer_jax.recipes.toward_source import (
@@ -51,7 +51,7 @@ RECIPES = {recipe.__name__: recipe for recipe in (
     scratch, linear_probe, frozen, partial, truncate, finetune, lp_ft, six_steps, gradual_unfreeze, discriminative,
     layer_decay, chain_thaw, surgical, l2_sp, bss, feature_distance, delta, ewc, co_tuning, mixout, stoch_norm,
     lwf, wise_ft, lora, dora, ia3, ssf, adapter,
-    prompts, bitfit, norm_tuning, situation)}
+    prompts, prefix, bitfit, norm_tuning, situation)}
 
 # For a target without labels: `Setting.target`.
 ADAPTATION = {recipe.__name__: recipe for recipe in (

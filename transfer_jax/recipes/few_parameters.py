@@ -50,9 +50,22 @@ def adapter(setting: Setting, *, width: int = 16, placement: str = "serial", tar
 
 
 def prompts(setting: Setting, *, count: int = 8, deep: bool = False) -> Config:
-    """Learned tokens in front of a transformer's own, with `deep` in every block (Jia et al. 2022; Lester et al.
-    2021)."""
+    """Learned tokens in front of a transformer's own, with `deep` (which Swin needs) in every block (Jia et al. 2022;
+    Lester et al. 2021)."""
     return _new_leaves(setting, "prompts", "backbone", count=count, deep=deep)
+
+
+def prefix(setting: Setting, *, count: int = 8, targets: str = "") -> Config:
+    """Learned keys and values in front of those of attention layers (Li & Liang 2021).
+
+    targets: a regex of attention layers; empty: all.
+    """
+    layers = {path.removesuffix("/query/kernel") for path in leaf_shapes(setting.module)
+              if path.endswith("/query/kernel")}
+    if not layers:
+        raise UserError(f"recipe prefix: the backbone {setting.backbone['kind']!r} has no attention layers; choose "
+                        f"another recipe")
+    return _new_leaves(setting, "prefix", targets or "backbone/(" + "|".join(sorted(layers)) + ")", count=count)
 
 
 def bitfit(setting: Setting) -> Config:

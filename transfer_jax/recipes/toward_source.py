@@ -63,11 +63,19 @@ def ewc(setting: Setting, *, strength: float = 1.0, measured_on: str = "",
     return with_source_head(setting, "ewc", terms, group="frozen", weight_decay=0.0)
 
 
-def co_tuning(setting: Setting, *, weight: float = 2.3, measured_examples: int | None = None) -> Config:
+def co_tuning(setting: Setting, *, weight: float = 2.3, measured_examples: int | None = None,
+              temperature: float = 1.0, calibrated_on: str = "", reverse: bool = False) -> Config:
     """Co-Tuning (You et al. 2020): the published classifier stays in use; it learns the source classes that each class
-    of the new task looked like. Needs `source_classes`."""
+    of the new task looked like. Needs `source_classes`.
+
+    temperature, calibrated_on (a stream of the source's task that it was not trained on), reverse: how the relationship
+    is learned, see `objectives.statistics.relationship`.
+    """
+    usual = {"temperature": 1.0, "calibrated_on": "", "reverse": False}
+    given = {"temperature": temperature, "calibrated_on": calibrated_on, "reverse": reverse}
     terms = {"co_tuning": {"kind": "co_tuning", "task": setting.name, "stream": setting.stream, "weight": weight,
-                           "measured_examples": measured_examples}}
+                           "measured_examples": measured_examples,
+                           **{key: value for key, value in given.items() if value != usual[key]}}}
     return with_source_head(setting, "co_tuning", terms)
 
 

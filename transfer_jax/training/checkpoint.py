@@ -230,7 +230,9 @@ def damage(folder: Path) -> str | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that the file is either the old one or the whole new one, also after a crash."""
+    """Writes JSON so that the file is either the old one or the whole new one, also after a crash; its folder is
+    made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.with_name(f".{path.name}.writing")
     with open(hidden, "w") as file:
         json.dump(value, file, indent=1)
