@@ -36,6 +36,8 @@ DIGITS = {"kind": "task", "task": "digits", "stream": "train"}
     ({"streams.train.batchsize": 1}, ["unknown key 'batchsize' in config.streams.train; did you mean 'batch_size'?"]),
     ({"streams.train.data.pth": "x"}, ["unknown argument 'pth'", "did you mean 'path'?"]),
     ({"streams.train.data.kind": "array"}, ["unknown kind of data 'array'", "did you mean 'arrays'?"]),
+    ({"model.heads.other": {"kind": "linear"}, "tasks.other": {"kind": "classification", "head": "other"}},
+     ["task 'other' (no stage trains or evaluates it)", "needs at least 2 classes"]),
     ({"model.backbones.backbone.kind": "small_cn"}, ["unknown backbone 'small_cn'", "did you mean 'small_cnn'?"]),
     ({"model.backbones.backbone.width": (4,)}, ["unknown argument 'width'", "did you mean 'widths'?"]),
     ({"stages.head.partition": ((".*", "frozen"),), "stages.head.groups": {}},
@@ -226,10 +228,3 @@ def test_bad_parameters_are_never_saved(tmp_path, digits_file):
     done = command("train", *flags)
     assert_one_sentence(done, "stage 'pretrain': the parameter ", "became NaN or infinite by step 1;")
     assert not (tmp_path / "run" / "checkpoints").exists()
-
-
-def test_a_task_that_nothing_uses_is_named(digits_file):
-    spec = build(ExperimentSpec, config(digits_file, {
-        "model.heads.other": {"kind": "linear"}, "tasks.other": {"kind": "classification", "head": "other"}}))
-    with pytest.raises(UserError, match=r"task 'other' \(no stage trains or evaluates it\): .* at least 2 classes"):
-        Assembly(spec).num_classes("other")
