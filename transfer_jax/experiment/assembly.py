@@ -114,7 +114,11 @@ class Assembly:
         return first
 
     def num_classes(self, task: str) -> int:
-        return head_outputs(self.spec.tasks[task], self.class_names(task))
+        try:
+            return head_outputs(self.spec.tasks[task], self.class_names(task))
+        except UserError as error:
+            unused = "" if self.task_streams(task) else " (no stage trains or evaluates it)"
+            raise UserError(f"task {task!r}{unused}: {error}") from error
 
     @functools.cached_property
     def sized_heads(self) -> dict[str, Component]:
