@@ -36,6 +36,8 @@ DIGITS = {"kind": "task", "task": "digits", "stream": "train"}
     ({"streams.train.batchsize": 1}, ["unknown key 'batchsize' in config.streams.train; did you mean 'batch_size'?"]),
     ({"streams.train.data.pth": "x"}, ["unknown argument 'pth'", "did you mean 'path'?"]),
     ({"streams.train.data.kind": "array"}, ["unknown kind of data 'array'", "did you mean 'arrays'?"]),
+    ({"model.heads.other": {"kind": "linear"}, "tasks.other": {"kind": "classification", "head": "other"}},
+     ["task 'other' (no stage trains or evaluates it)", "needs at least 2 classes"]),
     ({"model.backbones.backbone.kind": "small_cn"}, ["unknown backbone 'small_cn'", "did you mean 'small_cnn'?"]),
     ({"model.backbones.backbone.width": (4,)}, ["unknown argument 'width'", "did you mean 'widths'?"]),
     ({"stages.head.partition": ((".*", "frozen"),), "stages.head.groups": {}},

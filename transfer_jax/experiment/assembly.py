@@ -137,8 +137,9 @@ class Assembly:
         try:
             return head_outputs(self.spec.tasks[task], self.class_names(task))
         except UserError as error:
-            streams = ", ".join(map(repr, self.task_streams(task))) or "none"
-            raise UserError(f"task {task!r} (its streams: {streams}): {error}") from error
+            streams = ", ".join(map(repr, self.task_streams(task)))
+            used = f"its streams: {streams}" if streams else "no stage trains or evaluates it"
+            raise UserError(f"task {task!r} ({used}): {error}") from error
 
     @functools.cached_property
     def sized_heads(self) -> dict[str, Component]:
