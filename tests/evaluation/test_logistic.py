@@ -6,6 +6,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from transfer_jax.evaluation.logistic import logistic_path
+from transfer_jax.evaluation.probes import standardised
 
 STRENGTHS = np.array([1e-3, 1.0, 1e-2, 1e-1])  # not in order
 
@@ -72,3 +73,16 @@ def test_equal_and_constant_columns_do_no_harm():
     found = logistic_path(x, y, 3, STRENGTHS, tolerance=1e-9)
     np.testing.assert_allclose(found.weights[0, :, 0], found.weights[0, :, 4], atol=1e-8)
     np.testing.assert_allclose(found.weights[0, :, 5], 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_problems_that_have_converged_stand_still_while_others_go_on(seed):
+    """Few examples and penalties over eight decades, in float32: some need hundreds of steps more than others."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(24) % 3
+    x = np.float32(rng.normal(size=(24, 16)) + 0.7 * rng.normal(size=(3, 16))[y])
+    x = standardised(x, 24)
+    masks = rng.random((30, 24)) < 0.75
+    with jax.enable_x64(False):
+        path = logistic_path(x, y, 3, 10.0 ** np.arange(1, -7, -1), masks)
+    assert np.isfinite(path.objective).all() and np.isfinite(path.weights).all() and float(path.gradient.max()) < 1e-4

@@ -36,6 +36,8 @@ DIGITS = {"kind": "task", "task": "digits", "stream": "train"}
     ({"streams.train.batchsize": 1}, ["unknown key 'batchsize' in config.streams.train; did you mean 'batch_size'?"]),
     ({"streams.train.data.pth": "x"}, ["unknown argument 'pth'", "did you mean 'path'?"]),
     ({"streams.train.data.kind": "array"}, ["unknown kind of data 'array'", "did you mean 'arrays'?"]),
+    ({"model.heads.other": {"kind": "linear"}, "tasks.other": {"kind": "classification", "head": "other"}},
+     ["task 'other' (no stage trains or evaluates it)", "needs at least 2 classes"]),
     ({"model.backbones.backbone.kind": "small_cn"}, ["unknown backbone 'small_cn'", "did you mean 'small_cnn'?"]),
     ({"model.backbones.backbone.width": (4,)}, ["unknown argument 'width'", "did you mean 'widths'?"]),
     ({"stages.head.partition": ((".*", "frozen"),), "stages.head.groups": {}},
@@ -92,6 +94,11 @@ DIGITS = {"kind": "task", "task": "digits", "stream": "train"}
     ({"streams.train.labelled": False}, ["needs labels ('label')", "'train'", "labelled=False"]),
     ({"streams.test.labelled": False}, ["evaluate: the stream 'test' is set to labelled=False"]),
     ({"streams.test.classes": (1, 0)}, ["task 'digits'", "has the classes"]),
+    ({f"streams.{name}.data.arrays": {f"{split}_image": f"{split}_image" for split in ("train", "test")}
+      for name in ("train", "test")},
+     ["task 'digits' (its streams: 'train', 'test'): the task needs at least 2 classes"]),
+    ({"tasks.vectors": {"kind": "embedding", "head": "digits"}},
+     ["the head 'digits' cannot answer both tasks 'digits' and 'vectors', which need 10 and 64 outputs"]),
     ({"stages.pretrain.init": "checkpoint:absent_run"}, ["absent_run holds no run"]),
 ])
 def test_a_faulty_config_is_one_sentence(fails, changes, parts):

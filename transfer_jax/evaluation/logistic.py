@@ -197,8 +197,12 @@ def _minimised(problem: _Problem, start: tuple[jax.Array, jax.Array], scales: tu
         point, state, count, best, waited = carried
         direction, state = jax.vmap(memory.update)(divided(point.slopes), state, scaled((point.weights, point.bias)))
         weights, bias = divided(jax.tree.map(jnp.negative, direction))
+        # What stands still remembers steps and changes of length zero: its direction may be anything, also infinite.
+        sound = jnp.isfinite(weights).all((1, 2)) & jnp.isfinite(bias).all(1)
+        idle = (best <= tolerance) | (waited >= PATIENCE) | ~sound
+        weights, bias = jnp.where(idle[:, None, None], 0, weights), jnp.where(idle[:, None], 0, bias)
         change = problem.logits(weights, bias)
-        length = _line_search(problem, point, weights, change, (best <= tolerance) | (waited >= PATIENCE))
+        length = _line_search(problem, point, weights, change, idle)
         point = problem.at(point.weights + length[:, None, None] * weights, point.bias + length[:, None] * bias,
                            point.logits + length[:, None] * change)
         now = largest(point)

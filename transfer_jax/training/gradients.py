@@ -20,6 +20,7 @@ from transfer_jax.objectives.combining import LEARNED, Combination
 from transfer_jax.objectives.gramian import gramian
 from transfer_jax.training.state import Flat
 
+LENGTH = "gradient_norm/"  # of a term's gradient: metrics of this name and the term's
 MOST_PAIRS = 28  # of terms, whose cosines are metrics: 8 terms
 Metrics = dict[str, jax.Array]
 Edits = Callable[[str], Mapping[str, Callable[[jax.Array], jax.Array]]]  # stream -> functions of its taps
@@ -97,13 +98,13 @@ def plain_gradients(combination: Combination, losses: Losses, moving: Flat, held
             total, extra, carried = _combine(combination, tuple(values), {**held, **moving}, old.carried.get(slot), key)
             return total, (extra, carried)
 
-        (total, (extra, carried)), (weights, learned) = jax.value_and_grad(of_values, (0, 1), has_aux=True)(
+        (total, (extra, carried)), (slopes, learned) = jax.value_and_grad(of_values, (0, 1), has_aux=True)(
             stand, moving)
-        weights = jnp.where(found.present, weights, 0.0)
+        weights = jnp.where(found.present, slopes, 0.0)
         absent = {f"{LEARNED}/{name}": ~here for name, here in zip(combination.names, found.present, strict=True)}
         grads = {path: jnp.tensordot(weights, rows, 1).astype(rows.dtype)
                  + jnp.where(absent.get(path, False), 0.0, learned[path]) for path, rows in found.rows.items()}
-        loss = total - jnp.sum(jnp.where(found.present, 0.0, weights * stand))
+        loss = total - jnp.sum(jnp.where(found.present, 0.0, slopes * stand))
         metrics = {**metrics, **extra, "loss": jnp.where(found.present.any(), loss, jnp.nan)}
         side = with_carried(side, slot, carried)
         return grads, *spared(combination.names, found.present, metrics, side, old, slot)
@@ -155,7 +156,7 @@ def ruled(combination: Combination, found: TaskGradients, carried: Any, key: jax
 def measures(names: tuple[str, ...], matrix: jax.Array) -> Metrics:
     """Lengths of the terms' gradients [T, P], and the cosine of every pair."""
     of, count = gramian(matrix), len(names)
-    found = {f"gradient_norm/{name}": norm for name, norm in zip(names, of.norms, strict=True)}
+    found = {LENGTH + name: norm for name, norm in zip(names, of.norms, strict=True)}
     if count * (count - 1) // 2 <= MOST_PAIRS:
         found |= {f"cosine/{names[i]}/{names[j]}": of.cosines[i, j] for j in range(count) for i in range(j)}
     return found

@@ -31,6 +31,7 @@ from transfer_jax.training.averaging import average_targets, averaged_variables,
 from transfer_jax.training.choice import STEPS, apply_one
 from transfer_jax.training.forward import Passage, make_context, merge_statistics
 from transfer_jax.training.gradients import (
+    LENGTH,
     Side,
     TaskGradients,
     plain_gradients,
@@ -166,9 +167,10 @@ def train_step(program: Program, active: frozenset[str], state: State, constants
     values = jnp.stack([jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)])
     finite = jnp.isfinite(values)
     fresh = (state.bad[0] < 0) & ~finite.all()
-    # A term is named before what follows from it, such as the sum of all.
+    # A term is named, then its gradient, before what follows from them, such as the sum of all or a cosine.
     terms = {term.name for update in program.updates for term in update.terms}
-    order = np.argsort([name not in terms for name in sorted(metrics)], kind="stable").astype(np.int32)
+    order = np.argsort([0 if name in terms else 1 if name.startswith(LENGTH) else 2 for name in sorted(metrics)],
+                       kind="stable").astype(np.int32)
     first = jnp.asarray(order)[jnp.argmin(finite[order])]
     bad = jnp.where(fresh, jnp.stack([step, first]), state.bad)
     sums = jnp.where(step % program.log_every == 0, 0.0, state.sums) + values
