@@ -84,6 +84,8 @@ def test_the_table_of_flexmatch_remembers_sure_choices_of_these_examples_alone()
     assert metrics["confident"] == 1.0  # at the start every threshold is low: the paper's warm-up
     np.testing.assert_allclose(class_leniency(jnp.array([0.0, 0, 0, 0, 1, 1]), 3), [1, 1 / 3, 0], rtol=1e-6)
     np.testing.assert_allclose(class_leniency(jnp.array([0.0, -1, -1, -1]), 2), [1 / 5, 0], rtol=1e-6)
+    np.testing.assert_allclose(class_leniency(jnp.array([0.0, 0, 1, -1]), 2, warm_up=False), [1, 1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(class_leniency(jnp.full(4, -1.0), 2, warm_up=False), [1, 1])
     everyone = {"given": jnp.array([0.0, 1, 2, 0, 1, 2])}
     value = flexmatch(weak, weak, jnp.ones(4), jnp.arange(4), everyone)[0]
     np.testing.assert_allclose(value, fixmatch(weak, weak, jnp.ones(4))[0], rtol=1e-6)  # all learned alike

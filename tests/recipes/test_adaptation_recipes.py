@@ -1,5 +1,9 @@
 """Every recipe for a target without labels is ready to train, moves what it says, and reads no label of the target."""
 
+import json
+import logging
+
+import jax
 import numpy as np
 import pytest
 from tiny_experiment import config, same_leaves, start
@@ -7,7 +11,8 @@ from tiny_experiment import config, same_leaves, start
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import build
 from transfer_jax.experiment.runner import Runner
-from transfer_jax.experiment.spec import ExperimentSpec
+from transfer_jax.experiment.spec import ExperimentSpec, ValidationSpec
+from transfer_jax.experiment.stage_run import StageRun
 from transfer_jax.recipes import ADAPTATION, RECIPES, Setting, expand
 
 CNN = {"kind": "small_cnn", "widths": (4, 8), "norm": "batch"}
@@ -55,16 +60,80 @@ def test_every_stage_can_be_traced_and_the_target_has_no_labels(digits_file, rec
     assert "target" in seen | closed or recipe == "source_only"
 
 
-@pytest.mark.parametrize("recipe", ["mcd", "wdgrl", "adda", "shot", "self_ensemble", "domain_shift"])
-def test_it_trains_to_its_end_and_moves_what_it_says(digits_file, tmp_path, recipe):
-    spec = experiment(digits_file, recipe)
-    runner = Runner(spec, tmp_path, quiet=True)
-    fresh, _ = runner.fresh
+@pytest.mark.parametrize(("file", "changes", "message"), [
+    ("empty", {}, "the split 'test' holds no example"),
+    ("nan", {}, "nan.npz, split 'test': float images must lie in"),
+    ("sound", {"classes": (5, 6, 7, 8, 9)}, "has the classes 5, 6, 7, 8, 9, but stream 'train' has 0"),
+    ("sound", {"within": "[:0%]"}, "no example is left")])
+def test_targets_that_cannot_be_used_are_told_before_training(digits_file, tmp_path, file, changes, message):
+    held = dict(np.load(digits_file))
+    if file == "empty":
+        held |= {name: held[name][:0] for name in ("test_image", "test_label")}
+    if file == "nan":
+        held |= {name: held[name] / np.float32(255) for name in ("train_image", "test_image")}
+        held["test_image"][3] = np.nan
+    np.savez(tmp_path / f"{file}.npz", **held)
+    spec = experiment(tmp_path / f"{file}.npz", "dan", steps=2)
+    targets = {name: stream.model_copy(update=changes) for name, stream in spec.streams.items() if name != "train"}
+    with pytest.raises(UserError, match=message):
+        Runner(spec.model_copy(update={"streams": {**spec.streams, **targets}}), tmp_path / "run", quiet=True).run()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_single_examples_of_one_colour_and_class_are_learnt_from_with_batch_norm(digits_file, tmp_path):
+    held = dict(np.load(digits_file))
+    black = {"test_image": np.zeros_like(held["test_image"]), "test_label": np.full_like(held["test_label"], 3)}
+    np.savez(tmp_path / "black.npz", **{**held, **black})
+    spec = experiment(tmp_path / "black.npz", "cdan(entropy=True)", steps=2)
+    streams = {name: stream.model_copy(update={"batch_size": 1}) for name, stream in spec.streams.items()}
+    runner = Runner(spec.model_copy(update={"streams": streams}), tmp_path / "run", quiet=True)
     runner.run()
+    params, statistics = runner.result("cdan_e", "last")
+    assert all(np.isfinite(leaf).all() for leaf in [*params.values(), *jax.tree.leaves(statistics)])
+    told = [json.loads(line)["metrics"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert told and all(np.isfinite(np.float64(list(metrics.values()))).all() for metrics in told)
+
+
+def compiled_programs(runner, caplog, monkeypatch):
+    """What is compiled while it trains: a name for each program, and (stage, step) after each evaluation."""
+    measure = StageRun._measure
+
+    def telling(run, step, *arguments, **named):
+        found = measure(run, step, *arguments, **named)
+        logging.getLogger("measured").warning("%s %d", run.name, step)
+        return found
+
+    monkeypatch.setattr(StageRun, "_measure", telling)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        runner.run()
+    return [(record.args[0], record.args[1]) if record.name == "measured" else record.getMessage().split()[1]
+            for record in caplog.records if record.name == "measured" or record.getMessage().startswith("Compiling ")]
+
+
+MECHANISMS = ("mcd", "wdgrl", "adda", "shot", "self_ensemble", "domain_shift")  # one of each
+
+
+@pytest.mark.parametrize("recipe", [*MECHANISMS, *(name for name in ADAPTATION if name not in MECHANISMS)])
+def test_it_trains_to_its_end_moves_what_it_says_and_compiles_every_stage_once(digits_file, tmp_path, caplog,
+                                                                               monkeypatch, pytestconfig, recipe):
+    if recipe not in MECHANISMS and not pytestconfig.getoption("--all"):
+        pytest.skip("one recipe of each mechanism; --all runs every one")
+    spec = experiment(digits_file, recipe, steps=6 if recipe in ("adda", "shot") else 3)
+    often = {"eval_every": 1, "measure_every": 1, "validation": ValidationSpec(target="target", task="digits")}
+    stages = {name: stage.model_copy(update=often) for name, stage in spec.stages.items() if stage.objective.ordered}
+    runner = Runner(spec.model_copy(update={"stages": {**spec.stages, **stages}}), tmp_path, quiet=True)
+    fresh, _ = runner.fresh
+    programs = compiled_programs(runner, caplog, monkeypatch)
+    assert programs.count("jit(chunk)") == len(stages)
+    for name in stages:
+        ends = [programs.index((name, step)) for step in (1, runner.planned_steps()[name] - 1)]
+        assert ends[0] < ends[1] and not [one for one in programs[slice(*ends)] if isinstance(one, str)]
     last = list(spec.stages)[-1]
-    before = runner.result(list(spec.stages)[-2], "last")[0] if len(spec.stages) > 1 else fresh
     after = runner.result(last, "last")[0]
     assert all(np.isfinite(leaf).all() for leaf in after.values())
+    if recipe not in MECHANISMS:
+        return
+    before = runner.result(list(spec.stages)[-2], "last")[0] if len(spec.stages) > 1 else fresh
     still = {path for path in before if path in after and same_leaves(before[path], after[path])}
     if recipe in ("shot", "adda"):
         assert {path for path in still if path.startswith("heads/digits")} == {

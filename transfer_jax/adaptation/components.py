@@ -129,7 +129,8 @@ def _adapted(problem: Problem, differences: Callable[[Array | None], tuple[Array
         e, shares = differences(labels)
         found, _ = projection(both, e, np.ones(len(e)) if shares is None else np.array(shares), ridge)
         if not found.shape[1]:
-            raise UserError(f"{method}: all examples are equal; there is no direction to project on")
+            raise UserError(f"{method}: all examples are equal, or lie so far from zero that they hardly vary beside "
+                            f"that; there is no direction to project on; standardise the features")
         count, notes = at_most(dimensions, found.shape[1], method)
         weights = found[:, :count]
         z = scaled(both @ weights)

@@ -52,21 +52,24 @@ def fixmatch(weak_logits: jax.Array, strong_logits: jax.Array, strong_weights: j
 
 
 def flexmatch(weak_logits: jax.Array, strong_logits: jax.Array, strong_weights: jax.Array, strong_examples: jax.Array,
-              carried: dict[str, jax.Array], *, threshold: float = 0.95,
+              carried: dict[str, jax.Array], *, threshold: float = 0.95, warm_up: bool = True,
               ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
     """`fixmatch` with a threshold for each class, lower for those that are learned less (FlexMatch; Zhang et al. 2021,
     algorithm 1).
 
     A table remembers for every example the class that it was last given with a probability of at least `threshold`.
     Class c that stands n_c times in it has the threshold `threshold` b / (2 - b), b = n_c / max(max_k n_k, number of
-    examples never given one): the second in the maximum is the paper's warm-up. The table is read before this batch is
-    written into it.
+    examples never given one): the second in the maximum is the warm-up (eq. 11). With it thresholds begin at 0, where
+    every prediction teaches, and rise as most of the stream is given a class, which takes many epochs; without it the
+    class that is learned most has the whole `threshold` from its first example on. The table is read before this batch
+    is written into it.
 
     Args:
       weak_logits, strong_logits, strong_weights: as in `fixmatch`.
       strong_examples: int32 [B], numbers of the examples within their stream.
       carried: {'given': float32 [examples of the stream], the class, or -1}.
       threshold: tau.
+      warm_up: whether examples never given a class count.
 
     Returns:
       The loss, mean over the batch, {'confident', 'mean_threshold'}, and the table after this batch.
@@ -74,7 +77,7 @@ def flexmatch(weak_logits: jax.Array, strong_logits: jax.Array, strong_weights: 
     _check_views("flexmatch", weak_logits, strong_logits)
     _check_threshold("flexmatch", threshold)
     given, classes = carried["given"], weak_logits.shape[-1]
-    thresholds = threshold * class_leniency(given, classes)
+    thresholds = threshold * class_leniency(given, classes, warm_up)
     chosen, probability = _choices(weak_logits)
     loss, share = _masked_cross_entropy(strong_logits, chosen, probability >= thresholds[chosen], strong_weights,
                                         "batch")
@@ -84,10 +87,17 @@ def flexmatch(weak_logits: jax.Array, strong_logits: jax.Array, strong_weights: 
         "given": given.at[strong_examples].set(kept)}
 
 
-def class_leniency(given: jax.Array, classes: int) -> jax.Array:
-    """float32 [classes]: b / (2 - b), between 0 and 1, of the classes in a table of given ones (-1: none yet)."""
+def class_leniency(given: jax.Array, classes: int, warm_up: bool = True) -> jax.Array:
+    """float32 [classes]: b / (2 - b), between 0 and 1, of the classes in a table of given ones (-1: none yet). Where
+    none is given yet and there is no warm-up, 1: as in `fixmatch`."""
     counts = jnp.sum(jax.nn.one_hot(given.astype(jnp.int32), classes, dtype=jnp.float32), axis=0)
-    share = counts / jnp.maximum(jnp.maximum(jnp.max(counts), jnp.sum(given < 0)), 1)
+    most = jnp.max(counts)
+    if not warm_up:
+        return jnp.where(most > 0, _lenient(counts / jnp.maximum(most, 1)), 1.0)
+    return _lenient(counts / jnp.maximum(jnp.maximum(most, jnp.sum(given < 0)), 1))
+
+
+def _lenient(share: jax.Array) -> jax.Array:
     return share / (2 - share)
 
 

@@ -198,11 +198,14 @@ def pseudo_label(setting: Setting, *, weight: float = 1.0, threshold: float = 0.
     return _predictions(setting, "pseudo_label", "pseudo_labels", weight, threshold=threshold)
 
 
-def fixmatch(setting: Setting, *, weight: float = 1.0, threshold: float = 0.95, curriculum: bool = False) -> Config:
+def fixmatch(setting: Setting, *, weight: float = 1.0, threshold: float = 0.95, curriculum: bool = False,
+             warm_up: bool = True) -> Config:
     """Sure predictions on the target as labels of its strongly augmented view (Sohn et al. 2020); with `curriculum` by
-    a threshold for each class, FlexMatch (Zhang et al. 2021). Needs `Setting.strong`."""
+    a threshold for each class, FlexMatch (Zhang et al. 2021), which `warm_up` lets begin at 0. Needs
+    `Setting.strong`."""
     kind = "flexmatch" if curriculum else "fixmatch"
-    return _two_views(setting, kind, {"kind": kind, "head": setting.name, "weight": weight, "threshold": threshold})
+    term = {"kind": kind, "head": setting.name, "weight": weight, "threshold": threshold}
+    return _two_views(setting, kind, {**term, **({"warm_up": warm_up} if curriculum else {})})
 
 
 def mean_teacher(setting: Setting, *, weight: float = 3.0, decay: float = 0.99) -> Config:
