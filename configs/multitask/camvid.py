@@ -33,6 +33,7 @@ from pathlib import Path
 import ml_collections
 
 from transfer_jax.core.config import parse_arg
+from transfer_jax.core.errors import unknown
 
 WEIGHTS = Path(os.environ.get("TRANSFER_JAX_DATA", "../shared/data")) / "weights" / "mobilenetv1_025_imagenet"
 FILE = WEIGHTS / "mobilenetV1X0.25_pretrain.tar"
@@ -42,18 +43,21 @@ HEADS = {"pyramid": dict(kind="feature_pyramid", taps=TAPS, width=32, branch=32)
 TASKS = {"classes": dict(kind="segmentation", loss=dict(kind="segmentation_cross_entropy", ignore_label=255),
                          metrics=("mean_iou", "pixel_accuracy", "per_class_accuracy", "boundary_f1")),
          "borders": dict(kind="boundary_detection")}
+# Median over classes of their share of pixels, in images that show them, by the share of each (Eigen & Fergus 2015) in
+# the images to learn from.
+RARE = (0.28, 0.20, 4.80, 0.15, 1.00, 0.42, 3.84, 1.98, 0.79, 6.37, 8.86)
 EARLY = (r"backbone/(stem|stage[12])/.*", "frozen")  # runs once: its maps of all images are kept
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """`steps` of each arm; `seeds`: how many; `lr` of the heads, a tenth of it for the trunk; `split` that scores:
-    'val' is the one to search on."""
-    args = parse_arg(arg, steps=150, seeds=3, lr=3e-3, split="test")
+    'val' is the one to search on; `arms`: names of stages joined by '/', or 'all'."""
+    args = parse_arg(arg, steps=150, seeds=3, lr=3e-3, split="test", arms="all")
 
     def stream(split: str) -> dict:
         return dict(data=dict(kind="camvid"), split=split, batch_size=16, image_size=(96, 128), **IMAGENET)
 
-    def arm(method: str, head: str, tasks: tuple[str, ...], trunk: tuple[tuple[str, str], ...], **objective) -> dict:
+    def arm(method: str, head: str, tasks: tuple[str, ...], trunk: tuple[tuple[str, str], ...], **loss: object) -> dict:
         used = {task: f"{task}_{head}" for task in tasks}
         moving = any(group == "trunk" for _, group in trunk)
         groups = dict(head=dict(lr=args.lr), **(dict(trunk=dict(lr=args.lr / 10)) if moving else {}))
@@ -61,8 +65,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             title=f"{method}: {' and '.join(tasks)}", tags=dict(method=method), init="fresh", steps=args.steps,
             schedule=dict(kind="cosine"), batch_norm="stored", groups=groups,
             partition=(*trunk, ("heads/.*", "head")),
-            objective=dict(terms={task: dict(kind="task", task=name, stream="train") for task, name in used.items()},
-                           **objective),
+            objective=dict(terms={task: dict(loss, kind="task", task=name, stream="train")
+                                  for task, name in used.items()}),
             evaluate={f"{task}_{args.split}": name for task, name in used.items()})
 
     stages = dict(linear=arm("scores of the frozen network", "FCN", tuple(TASKS), (("backbone/.*", "frozen"),)))
@@ -70,12 +74,19 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     for head in HEADS:
         stages |= {f"{head}_{task}".lower(): arm(f"{head}, alone", head, (task,), moved) for task in TASKS}
         stages[f"{head}_together".lower()] = arm(f"{head}, together", head, tuple(TASKS), moved)
+    stages["weighted"] = arm("pyramid, alone, weighted classes", "pyramid", ("classes",), moved, class_weights=RARE)
+    if args.arms != "all":
+        for name in args.arms.split("/"):
+            if name not in stages:
+                raise unknown("arm", name, stages, repr(arg))
+        stages = {name: stages[name] for name in args.arms.split("/")}
     return ml_collections.ConfigDict(dict(
         name="camvid", seeds=tuple(range(args.seeds)),
         model=dict(backbones=dict(backbone=dict(kind="mobilenet_v1_retinaface")),
                    heads={f"{task}_{kind}": dict(head) for task in TASKS for kind, head in HEADS.items()}),
         pretrained=dict(backbone=dict(source=str(FILE))),
-        tasks={f"{task}_{kind}": dict(TASKS[task], head=f"{task}_{kind}") for task in TASKS for kind in HEADS},
+        tasks={f"{task}_{kind}": dict(TASKS[task], head=f"{task}_{kind}", class_names_from="train")
+               for task in TASKS for kind in HEADS},
         streams=dict(train=stream("train"), **{f"{task}_{args.split}": stream(args.split) for task in TASKS}),
         stages=stages, checkpoint_every=0, eval_batch_size=32,
         report=dict(metric="mean_iou", reference="pyramid, alone",

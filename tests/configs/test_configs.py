@@ -26,7 +26,7 @@ ABLATIONS = [path for path in FILES if path.parent.name == "ablations"]
 ADAPTATION = [path for path in FILES if path.parent.name == "adaptation"]
 COMBINATIONS = [path for path in FILES if path.name in ("combinations.py", "sharing.py")]  # parts are trained elsewhere
 FOREIGN = [path for path in FILES if path.parent.name == "multitask" and path.name in  # data of elsewhere
-           ("camvid.py", "merging.py", "parallel.py", "receipts.py")]
+           ("camvid.py", "embedding.py", "merging.py", "parallel.py", "receipts.py", "texts.py")]
 ONLY_MADE_READY = [*ABLATIONS[1:], *ADAPTATION, *COMBINATIONS, *FOREIGN]
 FROM_HALF_A = [path for path in ABLATIONS if path.name != "transferability.py"]  # that has published networks
 FOLDER = os.environ.get("TRANSFER_JAX_DATA", str(ROOT.parent / "shared" / "data"))

@@ -124,6 +124,9 @@ def test_faulty_config_files(tmp_path):
         load_config(str(path))
     with pytest.raises(UserError, match="line 6: KeyError: 0"):
         load_sweep(str(path))
+    path.write_text("def get_config(arg):\n    return {'heads': {'a': 1,\n     'b': 2, 'a': 3}}\n")
+    with pytest.raises(UserError, match="broken.py', line 3: 'a' is given twice, first in line 2"):
+        load_config(str(path))
     path.write_text("def get_config(arg):\n    pass\n")
     with pytest.raises(UserError, match="gives NoneType, and no ConfigDict"):
         load_config(str(path))

@@ -7,8 +7,10 @@ from test_streams import device_batches, host_batches, same
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component, build
 from transfer_jax.data import StreamSpec, open_source, open_stream, order
+from transfer_jax.data.dataset import ArrayDataset
 from transfer_jax.data.label_space import unite
 from transfer_jax.data.mixing import MIXTURES, by_temperature, places
+from transfer_jax.data.sources.merge import merge_source
 
 ANIMALS = [("a", ("cat", "dog")), ("b", ("puppy", "cat", "frog"))]
 
@@ -204,3 +206,45 @@ def test_labels_and_masks_are_not_merged(parts, tmp_path):
     np.savez(tmp_path / "m.npz", image=np.zeros((2, 4, 4), np.uint8), mask=np.zeros((2, 4, 4), int))
     with pytest.raises(UserError, match="a stream and a task of its own"):
         merged([parts[0], {"kind": "arrays", "path": str(tmp_path / "m.npz")}], source={"classes": "union"})
+
+
+class Both(ArrayDataset):
+    """One image with a label of 0 and a box of every class."""
+
+    def __init__(self, classes, boxes):
+        super().__init__(np.zeros((2, 4, 4, 1), np.uint8), np.array([0, len(classes) - 1]), classes)
+        self.box_class_names = boxes
+
+    def load(self, row):
+        edges = np.tile(np.float32([0, 0, 1, 1]), (len(self.box_class_names), 1))
+        return {**super().load(row), "boxes": edges, "box_labels": np.arange(len(edges))}
+
+
+@pytest.mark.parametrize(("own", "options", "labels", "boxes", "first"), [
+    (({}, {}), dict(classes="union"), ("day", "night"), ("cat", "dog", "ape"), ([0, 1], [1, 2])),
+    (({"cat": "feline"}, {"dog": "feline", "ape": None}), dict(classes="union"), ("day", "night"), ("feline", "dog"),
+     ([0, 1], [0])),
+    (({}, {}), dict(classes={"pet": ("cat", "dog")}, left_out=("ape",)), ("day", "night"), ("pet",), ([0, 0], [0])),
+    (({}, {}), dict(classes={"time": ("day", "night"), "pet": ("cat", "dog"), "other": ("ape",)}), ("time",),
+     ("pet", "other"), ([0, 0], [0, 1]))])
+def test_classes_of_labels_and_of_boxes_are_united_each_by_themselves(own, options, labels, boxes, first, monkeypatch):
+    opened = {"one": Both(("day", "night"), ("cat", "dog")), "two": Both(("night", "day"), ("dog", "ape"))}
+    monkeypatch.setattr("transfer_jax.data.open_source", lambda component, where: {"train": opened[component.kind]})
+    parts = tuple(dict(kind=name, classes=renames, domain=name) for name, renames in zip(opened, own, strict=True))
+    found = merge_source(parts=parts, **options)["train"]
+    assert (found.class_names, found.box_class_names) == (labels, boxes)
+    assert [found.load(row)["box_labels"].tolist() for row in (0, 2)] == list(first)
+    names = [found.class_names[label] for label in found.labels]
+    assert names == (["time"] * 4 if labels == ("time",) else ["day", "night", "night", "day"])
+
+
+def test_conflicts_of_boxes_are_told_beside_labels(monkeypatch):
+    opened = {"one": Both(("day",), ("cat", "dog")), "two": Both(("day",), ("Cat", "dog"))}
+    monkeypatch.setattr("transfer_jax.data.open_source", lambda component, where: {"train": opened[component.kind]})
+    parts = tuple(dict(kind=name, domain=name) for name in opened)
+    for options, said in ((dict(classes="union"), "classes of boxes.*'cat' of 'one' and 'Cat' of 'two' differ in form"),
+                          (dict(classes={"pet": ("cat", "dog")}), "'Cat', which no class of the map mentions"),
+                          (dict(classes={"pet": ("cat", "dog", "Cat", "owl")}), "'owl'.*is a class of no part"),
+                          (dict(classes="union", left_out=("owl",)), "unknown class 'owl'")):
+        with pytest.raises(UserError, match=said):
+            merge_source(parts=parts, **options)

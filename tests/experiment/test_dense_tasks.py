@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from transfer_jax.core.paths import unflatten
 from transfer_jax.core.spec import build
+from transfer_jax.evaluation.shown import worst_and_others
+from transfer_jax.experiment.assembly import Assembly
+from transfer_jax.experiment.evaluators import Evaluators
 from transfer_jax.experiment.prediction import predict_paths
+from transfer_jax.experiment.results import stage_result
 from transfer_jax.experiment.runner import Runner
 from transfer_jax.experiment.spec import ExperimentSpec
+from transfer_jax.experiment.workdir import Workdir
 
 STORED, SEEN = (20, 24), (16, 16)
 TAPS = ("stage1", "stage2")
@@ -45,6 +51,35 @@ def run(tmp_path_factory):
             terms={task: dict(kind="task", task=task, stream="train") for task in ("classes", "borders")}))))
     Runner(build(ExperimentSpec, values), folder / "run", quiet=True).run()
     return folder
+
+
+@pytest.mark.parametrize("storage", ["device", "host"])
+def test_only_what_is_drawn_is_kept_of_maps(run, storage, monkeypatch):
+    """By batches of 3, the last one ragged, and by one batch of all: the same scores, and the same answers of the same
+    examples, in their order."""
+    monkeypatch.setattr(worst_and_others, "__defaults__", (3,))
+    workdir = Workdir(run / "run")
+    params, stats = stage_result(workdir, workdir.spec(), "both", "last")
+    found = {}
+    for size in (3, 4):
+        values = workdir.spec().model_dump()
+        values["streams"]["test"]["storage"], values["eval_batch_size"] = storage, size
+        assembly = Assembly(build(ExperimentSpec, values))
+        scores = Evaluators(assembly).scores(assembly.spec.stages["both"], params, stats, examples=True)
+        found[size] = scores["test/classes"]
+    parts, whole = found[3], found[4]
+    for name, values in whole.metrics.items():
+        np.testing.assert_allclose(parts.metrics[name], values, rtol=1e-6, err_msg=name)
+    assert set(parts.examples) == {"loss", "index"} and all(rows.shape == (4,) for rows in parts.examples.values())
+    rows = parts.shown["row"]
+    assert rows.tolist() == worst_and_others(whole.examples["loss"], 3).tolist() and len(rows) == 3
+    evaluator = Evaluators(assembly).get("test", "classes")
+    tree = unflatten(dict(params))
+    (feed, number), = evaluator._batches()
+    kept = evaluator._program("scores", evaluator._measure)(tree, stats, feed, number)[2]
+    for name in ("label", "prediction"):
+        assert parts.shown[name].shape == (3, *SEEN)
+        np.testing.assert_array_equal(parts.shown[name], np.asarray(kept[name])[0][rows])
 
 
 def test_both_tasks_are_scored(run):

@@ -94,6 +94,11 @@ DIGITS = {"kind": "task", "task": "digits", "stream": "train"}
     ({"streams.train.labelled": False}, ["needs labels ('label')", "'train'", "labelled=False"]),
     ({"streams.test.labelled": False}, ["evaluate: the stream 'test' is set to labelled=False"]),
     ({"streams.test.classes": (1, 0)}, ["task 'digits'", "has the classes"]),
+    ({f"streams.{name}.data.arrays": {f"{split}_image": f"{split}_image" for split in ("train", "test")}
+      for name in ("train", "test")},
+     ["task 'digits' (its streams: 'train', 'test'): the task needs at least 2 classes"]),
+    ({"tasks.vectors": {"kind": "embedding", "head": "digits"}},
+     ["the head 'digits' cannot answer both tasks 'digits' and 'vectors', which need 10 and 64 outputs"]),
     ({"stages.pretrain.init": "checkpoint:absent_run"}, ["absent_run holds no run"]),
 ])
 def test_a_faulty_config_is_one_sentence(fails, changes, parts):

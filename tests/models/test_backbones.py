@@ -11,6 +11,7 @@ from transfer_jax.core.paths import flatten
 from transfer_jax.core.spec import Component
 from transfer_jax.layers.convolution import Conv
 from transfer_jax.models import BACKBONES, build_backbone
+from transfer_jax.models.taps import Resumed
 
 IMAGE = jax.ShapeDtypeStruct((2, 16, 12, 3), jnp.float32)
 SMALL = ["lenet", "small_cnn", "cifar_resnet8"]
@@ -37,6 +38,21 @@ def test_taps_are_the_declared_ones(kind):
     _, taps = shapes(module, IMAGE if kind in SMALL else module.example)
     assert set(taps) == set(module.tap_names)
     assert len(taps["pooled"].shape) == 2 and all(tap.dtype == jnp.float32 for tap in taps.values())
+
+
+def test_a_network_goes_on_behind_its_taps_or_says_that_it_cannot(request):
+    """What `resumes` promises holds behind every tap but the last, wherever only shapes are asked for."""
+    kinds = FAMILIES if request.config.getoption("--all") else (*SMALL, "vit_tiny", "clip_image_b32", "crepe_tiny")
+    for kind in kinds:
+        options = {"layers": 2} if kind.startswith(("vit", "clip")) else {}
+        module = build_backbone(Component(kind=kind, **options))
+        example = IMAGE if kind in SMALL else module.example
+        variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), example)  # noqa: B023
+        taps = jax.eval_shape(lambda v, x: module.apply(v, x), variables, example)  # noqa: B023
+        for number, tap in enumerate(module.tap_names[:-1] if module.resumes else ()):
+            later = jax.eval_shape(lambda v, x: module.apply(v, x), variables, Resumed(taps[tap], tap))  # noqa: B023
+            assert later == {name: taps[name] for name in module.tap_names[number + 1:]}, (kind, tap)
+        assert module.resumes or not jnp.issubdtype(jax.tree.leaves(example)[0].dtype, jnp.floating), kind
 
 
 @pytest.mark.parametrize("kind", SMALL)

@@ -7,11 +7,12 @@ import numpy as np
 from PIL import Image
 
 from transfer_jax.evaluation.evaluator import Scores
+from transfer_jax.evaluation.shown import worst_and_others
 from transfer_jax.experiment.report import answer_figures
 from transfer_jax.experiment.report.collect import Result, Run
 from transfer_jax.experiment.report.mistakes import DRAWINGS, shown_results
 from transfer_jax.experiment.report.pivot import layout, pivot
-from transfer_jax.experiment.results import prediction_file, worst_and_others
+from transfer_jax.experiment.results import prediction_file
 from transfer_jax.tasks import TASKS
 
 IMAGE = np.zeros((24, 24, 1), np.uint8)
@@ -90,12 +91,13 @@ class Opened:
 def test_numbers_are_stored_as_they_are():
     """Depth in metres is no byte, and probabilities stand for the answers of several classes."""
     truth, answers = np.random.default_rng(0).uniform(0, 9, (2, 4, 4, 4)).astype(np.float32)
-    rows = {"prediction": answers, "label": truth, "index": np.arange(4), "loss": np.array([0.1, 3, 2, 1])}
-    found = prediction_file(Opened, Scores({}, {}, rows, "depths"))
-    np.testing.assert_array_equal(found["depths_true"], truth[[1, 2, 3, 0]])
-    np.testing.assert_array_equal(found["depths_predicted"], answers[[1, 2, 3, 0]])
-    assert found["thumbnails"][:, 0, 0, 0].tolist() == [1, 2, 3, 0]
-    images = prediction_file(Opened, Scores({}, {}, rows, "images"))
+    rows, order = {"index": np.arange(4), "loss": np.array([0.1, 3, 2, 1])}, [1, 2, 3, 0]
+    shown = {"row": np.array(order), "prediction": answers[order], "label": truth[order]}
+    found = prediction_file(Opened, Scores({}, {}, rows, shown, "depths"))
+    np.testing.assert_array_equal(found["depths_true"], truth[order])
+    np.testing.assert_array_equal(found["depths_predicted"], answers[order])
+    assert found["thumbnails"][:, 0, 0, 0].tolist() == order
+    images = prediction_file(Opened, Scores({}, {}, rows, shown, "images"))
     np.testing.assert_array_equal(images["images_true"][0],
                                   np.rint(np.clip(truth[1] * 0.25 + 0.5, 0, 1) * 255).astype(np.uint8))
     assert not any(key.endswith("_true") for key in prediction_file(Opened, Scores({}, {}, rows)))

@@ -8,7 +8,7 @@ import pytest
 from transfer_jax.core.errors import UserError
 from transfer_jax.models import HEADS
 from transfer_jax.models.detection_head import level_geometry
-from transfer_jax.tasks import TASKS, TaskSpec, head_outputs, predict
+from transfer_jax.tasks import TASKS, TaskSpec, example_error, head_outputs, predict
 from transfer_jax.tasks.average_precision import average_precision
 from transfer_jax.tasks.boxes import generalised_iou, iou, pairwise_iou, suppress
 from transfer_jax.tasks.detection import (
@@ -287,6 +287,14 @@ def test_the_metric_forgets_padding_and_the_order_of_batches():
     outputs = with_truth(labels)[None]
     kept = measure.rows(outputs, {"label": labels[None], "weight": jnp.ones(1), **predict_boxes(outputs)})
     assert measure.compute(jax.tree.map(np.asarray, kept))["average_precision_50"] == pytest.approx(1)
+
+
+def test_the_error_of_an_image_counts_the_answers_that_the_limits_leave():
+    labels = jnp.array([[0.1, 0.1, 0.4, 0.5, 1], [0.5, 0.5, 0.9, 0.9, 0]], jnp.float32)
+    outputs, known = with_truth(labels)[None], labels.at[1, 4].set(-1)[None]
+    for limits, error in (({}, 1 - 2 / 3), ({"least_score": 1.0}, 1.0)):  # two answers, of which one is there; none
+        task = TaskSpec(kind="detection", head="boxes", limits=limits)
+        assert float(example_error(task, outputs, known)[0]) == pytest.approx(error), limits
 
 
 def test_spec():

@@ -37,6 +37,7 @@ def load_module(path: str | Path) -> ModuleType:
     sys.path.insert(0, folder)  # a config may import a sibling
     try:
         with _named(path):
+            _check_entries(path)
             spec.loader.exec_module(module)
     finally:
         sys.path.remove(folder)
@@ -83,6 +84,19 @@ def _named(path: str | Path) -> Iterator[None]:
                  if Path(frame.filename).resolve() == Path(path).resolve()]
         where = f", line {lines[-1]}" if lines else ""
         raise UserError(f"config file {str(path)!r}{where}: {type(error).__name__}: {error}") from error
+
+
+def _check_entries(path: Path) -> None:
+    """Raises UserError for a dict display that gives a name twice: Python would keep the last and say nothing."""
+    for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+        first: dict[Any, ast.Constant] = {}
+        for key in node.keys if isinstance(node, ast.Dict) else ():
+            if not isinstance(key, ast.Constant):
+                continue
+            if key.value in first:
+                raise UserError(f"config file {str(path)!r}, line {key.lineno}: {key.value!r} is given twice, first in "
+                                f"line {first[key.value].lineno}; rename or remove one")
+            first[key.value] = key
 
 
 def with_arg(reference: str, arg: str) -> str:

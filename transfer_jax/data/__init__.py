@@ -12,10 +12,14 @@ from transfer_jax.data.preprocessing import preprocess_image, preprocessing
 from transfer_jax.data.sources.arrays import arrays_source, from_arrays
 from transfer_jax.data.sources.camvid import camvid_source
 from transfer_jax.data.sources.coco import coco_source
-from transfer_jax.data.sources.files import folder_source, table_source
+from transfer_jax.data.sources.coco_keypoints import coco_keypoints_source
+from transfer_jax.data.sources.folders import folder_source
 from transfer_jax.data.sources.merge import merge_source
+from transfer_jax.data.sources.pairs import pairs_source
 from transfer_jax.data.sources.receipts import sroie_source
 from transfer_jax.data.sources.standard import idx_source, mnistm_source, usps_source
+from transfer_jax.data.sources.tables import table_source
+from transfer_jax.data.sources.texts import texts_source
 from transfer_jax.data.sources.tfds import tfds_source
 from transfer_jax.data.sources.voc import voc_source
 from transfer_jax.data.spec import StreamSpec
@@ -34,8 +38,11 @@ SOURCES = {
     "mnistm": mnistm_source,
     "sroie": sroie_source,
     "coco": coco_source,
+    "coco_keypoints": coco_keypoints_source,
     "camvid": camvid_source,
     "voc": voc_source,
+    "pairs": pairs_source,
+    "texts": texts_source,
     "merge": merge_source,
 }
 

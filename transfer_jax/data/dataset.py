@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from transfer_jax.core.errors import UserError
-from transfer_jax.data.decoding import decode_image, decode_mask
+from transfer_jax.data.decoding import UnreadableImage, decode_image, decode_mask
 
 
 class Dataset:
@@ -21,7 +21,8 @@ class Dataset:
     Attributes: `class_names`, the classes of `labels` in the order of their numbers (for data with masks and no
     labels: the classes of the mask); `box_class_names`, those of boxes; `labels`, int32 [n] read without decoding an
     image (-1: not known), or None; `domains`, int32 [n] or None, and `domain_names` (merged data only); `partial`, the
-    kinds of label that some of its examples lack; `columns`, of a kind of `TARGETS` the names of its columns.
+    kinds of label that some of its examples lack; `columns`, of a kind of `TARGETS` the names of its columns;
+    `words`, those that the numbers in `tokens` stand for (texts only).
     """
 
     class_names: tuple[str, ...] = ()
@@ -30,6 +31,7 @@ class Dataset:
     domains: np.ndarray | None = None
     domain_names: tuple[str, ...] = ()
     columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    words: tuple[str, ...] = ()
 
     @functools.cached_property
     def partial(self) -> frozenset[str]:
@@ -39,8 +41,9 @@ class Dataset:
         raise TypeError(f"{type(self).__name__} defines no length")
 
     def load(self, row: int) -> dict[str, Any]:
-        """`image` uint8 [H,W,C] and, where the data has them, `label` int (-1: not known), `mask` int32 [H,W], `boxes`
-        float32 [k,4] (ymin, xmin, ymax, xmax in units of the image) with `box_labels` int32 [k], and any of `TARGETS`.
+        """`image` uint8 [H,W,C], or `tokens` of a text; where the data have them, `label` int (-1: not known), `mask`
+        int32 [H,W], `boxes` float32 [k,4] (ymin, xmin, ymax, xmax in units of the image) with `box_labels` int32 [k],
+        and any of `TARGETS`.
 
         Raises UnreadableImage, naming the example, when it cannot be decoded.
         """
@@ -49,6 +52,11 @@ class Dataset:
     def name_of(self, row: int) -> str:
         """Where the example lies, for messages and reports."""
         return f"row {row}"
+
+    def text_of(self, row: int) -> str:
+        """The text that the example is; '' for one that is none."""
+        del row
+        return ""
 
     def stamp(self, row: int) -> bytes:
         """Bytes that change when the stored image changes: by default the decoded image itself."""
@@ -90,11 +98,14 @@ class ArrayDataset(Dataset):
 
 
 class FileDataset(Dataset):
-    """Image files on disk with one label each, and optionally one mask file (indexed or grey PNG) each."""
+    """Image files on disk with one label each, and optionally one mask file (indexed or grey PNG) each; `targets` and
+    `columns` as in `ArrayDataset`."""
 
     def __init__(self, paths: Sequence[Path], labels: np.ndarray | None, class_names: Sequence[str],
-                 mask_paths: Sequence[Path] | None = None):
+                 mask_paths: Sequence[Path] | None = None, targets: Mapping[str, np.ndarray] | None = None,
+                 columns: Mapping[str, tuple[str, ...]] | None = None):
         self._paths = list(paths)
+        self._targets, self.columns = dict(targets or {}), dict(columns or {})
         self._mask_paths = None if mask_paths is None else list(mask_paths)
         self.labels = None if labels is None else np.asarray(labels, np.int32)
         self.class_names = tuple(class_names)
@@ -108,7 +119,10 @@ class FileDataset(Dataset):
             example["label"] = int(self.labels[row])
         if self._mask_paths is not None:
             example["mask"] = decode_mask(self._mask_paths[row])
-        return example
+            if example["mask"].shape != example["image"].shape[:2]:
+                raise UnreadableImage(f"the mask {self._mask_paths[row]} is {example['mask'].shape}, its image "
+                                      f"{example['image'].shape[:2]}; replace one of them")
+        return example | {kind: values[row] for kind, values in self._targets.items()}
 
     def name_of(self, row: int) -> str:
         return str(self._paths[row])
@@ -125,7 +139,7 @@ class View(Dataset):
     def __init__(self, parent: Dataset, rows: np.ndarray):
         self._parent, self._rows = parent, np.asarray(rows, np.int64)
         self.class_names, self.domain_names = parent.class_names, parent.domain_names
-        self.box_class_names, self.columns = parent.box_class_names, parent.columns
+        self.box_class_names, self.columns, self.words = parent.box_class_names, parent.columns, parent.words
         self.partial = parent.partial
 
     def __len__(self) -> int:
@@ -147,6 +161,9 @@ class View(Dataset):
     def name_of(self, row: int) -> str:
         return self._parent.name_of(int(self._rows[row]))
 
+    def text_of(self, row: int) -> str:
+        return self._parent.text_of(int(self._rows[row]))
+
     def stamp(self, row: int) -> bytes:
         return self._parent.stamp(int(self._rows[row]))
 
@@ -163,10 +180,11 @@ class Concatenation(Dataset):
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
         self.class_names = same_classes([part for part in parts if part.class_names or not partial] or parts)
         self.domain_names = tuple(domain_names)
-        boxed = {part.box_class_names for part in parts}
+        boxed = {part.box_class_names for part in parts if part.box_class_names}
         self.box_class_names = boxed.pop() if len(boxed) == 1 else ()
         self.partial = frozenset(partial).union(*(part.partial for part in parts))
         self.columns = same_columns(parts)
+        self.words = same_words(parts)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -197,6 +215,10 @@ class Concatenation(Dataset):
         part, inner = self._place(row)
         return part.name_of(inner)
 
+    def text_of(self, row: int) -> str:
+        part, inner = self._place(row)
+        return part.text_of(inner)
+
     def stamp(self, row: int) -> bytes:
         part, inner = self._place(row)
         return part.stamp(inner)
@@ -211,6 +233,15 @@ def same_columns(parts: Sequence[Dataset]) -> dict[str, tuple[str, ...]]:
                 raise UserError(f"the data sets that are joined name the columns of {kind!r} differently, data set "
                                 f"{number}: {', '.join(names)}, others: {', '.join(found[kind])}; make them alike")
     return found
+
+
+def same_words(parts: Sequence[Dataset]) -> tuple[str, ...]:
+    """The list of words that all parts have in common; different ones are an error."""
+    lists = {part.words for part in parts}
+    if len(lists) > 1:
+        raise UserError("the data sets that are joined number their words differently; give all of them the same "
+                        "words_file")
+    return lists.pop()
 
 
 def same_classes(parts: Sequence[Dataset]) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ def decode_image(source: str | os.PathLike | bytes, name: str = "") -> np.ndarra
     The EXIF orientation is applied. Palettes become RGB, transparency is dropped, 16-bit grey keeps its high byte.
     Raises UnreadableImage naming the file (or `name` for bytes).
     """
-    image = _open(source, name)
+    image = open_image(source, name)
     if image.mode.startswith("I;16") or image.mode in _DEEP_MODES:
         return _eight_bits(np.asarray(image))[..., None]
     if image.mode in ("L", "1", "LA", "La"):
@@ -43,7 +43,7 @@ def decode_image(source: str | os.PathLike | bytes, name: str = "") -> np.ndarra
 
 def decode_mask(source: str | os.PathLike | bytes, name: str = "") -> np.ndarray:
     """Decodes a map of class numbers (grey or palette image: the stored number is the class) to int32 [H,W]."""
-    image = _open(source, name)
+    image = open_image(source, name)
     array = np.asarray(image if image.mode != "1" else image.convert("L"))
     if array.ndim == 3:
         raise UnreadableImage(f"the mask {_label(source, name)} has {array.shape[2]} channels; store class numbers in "
@@ -147,7 +147,8 @@ def set_channels(image: np.ndarray, channels: int | None, name: str = "") -> np.
                     "set channels to 1, 3 or None")
 
 
-def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
+def open_image(source: str | os.PathLike | bytes, name: str = "") -> Image.Image:
+    """A decoded picture, turned as its EXIF orientation says. Raises UnreadableImage naming the file."""
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         image = Image.open(io.BytesIO(data))

@@ -134,11 +134,15 @@ def read_missing(dataset: Dataset, rows: np.ndarray, spec: StreamSpec,
     return faults
 
 
+def _image_shape(example: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    return example["image"].shape if "image" in example else ()
+
+
 def stack(examples: list[dict[str, np.ndarray]], dataset: Dataset, where: str) -> dict[str, np.ndarray]:
     """Examples -> tables [N, ...]; images of unequal shape are a UserError. Masks become uint8 where they fit."""
-    first = examples[0]["image"].shape
+    first = _image_shape(examples[0])
     for example in examples:
-        shape = example["image"].shape
+        shape = _image_shape(example)
         if shape != first:
             setting = "channels" if shape[:2] == first[:2] else "image_size"
             raise UserError(f"{where}: {dataset.name_of(int(example['index']))} has the shape {shape}, others have "

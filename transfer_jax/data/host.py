@@ -58,12 +58,14 @@ class HostStream(Stream):
         """Finishes one member's fed batch [B, ...]: float, mixing augmentations, normalisation. Traced."""
         return self._finish(fed, self.augment_seed(seed, jnp), step, None, per_example=False)
 
-    def evaluation_batches(self, batch_size: int, slots: np.ndarray | None = None, start: int = 0) -> Iterator[Batch]:
-        """An exact pass in order: `batches_of(batch_size)` batches [S, B, ...], from number `start` on; padding has
-        weight 0. `slots`: only these places of a batch."""
+    def evaluation_batches(self, batch_size: int, slots: np.ndarray | None = None, start: int = 0,
+                           stop: int | None = None) -> Iterator[Batch]:
+        """An exact pass in order: `batches_of(batch_size)` batches [S, B, ...], from number `start` on and before
+        `stop`; padding has weight 0. `slots`: only these places of a batch."""
         slots = np.arange(batch_size) if slots is None else slots
         make = functools.partial(self._evaluation_batch, slots=slots, batch_size=batch_size)
-        return _ahead(make, start, self.batches_of(batch_size), self.spec.threads, self.spec.workers)
+        stop = self.batches_of(batch_size) if stop is None else stop
+        return _ahead(make, start, stop, self.spec.threads, self.spec.workers)
 
     def evaluation_batch(self, fed: Batch, number: Any = None, batch_size: int | None = None) -> Batch:
         """Finishes one member's fed evaluation batch. Traced."""
@@ -162,8 +164,8 @@ class HostStream(Stream):
 
     def _stack(self, members: list[list[dict[str, np.ndarray]]]) -> Batch:
         """[S][B] examples -> arrays [S, B, ...]."""
-        first = members[0][0]["image"].shape
-        for example in (example for examples in members for example in examples):
+        first = members[0][0].get("image", np.zeros(())).shape
+        for example in (example for examples in members for example in examples if "image" in example):
             if example["image"].shape != first:
                 raise UserError(f"stream {self.name!r}: {self.dataset.name_of(int(example['index']))} has the shape "
                                 f"{example['image'].shape}, others have {first}; set image_size and channels")

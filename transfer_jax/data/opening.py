@@ -52,7 +52,11 @@ def make_stream(splits: Mapping[str, Dataset], name: str, spec: StreamSpec, seed
     if spec.mix is not None:
         mixture(spec.mix, dataset, indices, where)  # its faults show before anything is read
     first = _first_readable(dataset, indices[0], spec, where)
-    check_channels(preprocessing(spec), first["image"].shape[2], where)
+    if "image" in first:
+        check_channels(preprocessing(spec), first["image"].shape[2], where)
+    elif spec.augment or spec.image_size or spec.channels:
+        raise UserError(f"{where}: its examples have no image, so that 'augment', 'image_size' and 'channels' mean "
+                        f"nothing; leave them out")
     plan.check(first, where)
     if spec.classes_per_batch:
         class_batches.check(dataset.labels, spec.classes_per_batch, spec.batch_size, indices, where)

@@ -48,7 +48,7 @@ class StreamSpec(Spec):
     follows: str | None = None
     mix: Component | None = None
     labelled: bool = True
-    targets: tuple[Literal["labels", "target", "keypoints", "depth", "normals"], ...] = ()
+    targets: tuple[Literal["labels", "target", "keypoints", "depth", "normals", "place"], ...] = ()
     boxes: int | None = pydantic.Field(None, ge=1)
     batch_size: int = pydantic.Field(ge=1)
     classes_per_batch: int | None = pydantic.Field(None, ge=1)

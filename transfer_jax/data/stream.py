@@ -73,12 +73,15 @@ class Stream:
     @property
     def channel_names(self) -> tuple[str, ...]:
         """A name for every channel of the images."""
-        channels = self.example_shapes["image"][0][-1]
-        return {1: ("grey",), 3: ("red", "green", "blue")}.get(channels, tuple(map(str, range(channels))))
+        channels = self.example_shapes["image"][0][-1] if "image" in self.example_shapes else 0
+        return {0: (), 1: ("grey",), 3: ("red", "green", "blue")}.get(channels, tuple(map(str, range(channels))))
 
     @property
     def description(self) -> dict[str, Any]:
-        """What must travel with the weights, for `preprocess_image`; size and channels are those of the batches."""
+        """What must travel with the weights, for `preprocess_image`; size and channels are those of the batches. Of
+        texts without images: `words`, those that the numbers of tokens stand for."""
+        if "image" not in self.example_shapes:
+            return {"words": list(self.dataset.words)}
         height, width, channels = self.example_shapes["image"][0]
         return {**preprocessing(self.spec), "image_size": [height, width], "channels": channels}
 
@@ -166,7 +169,10 @@ class Stream:
 
     def _finish(self, batch: Batch, augment_seed: Any = None, step: Any = None, slots: Any = None,
                 per_example: bool = True) -> Batch:
-        """uint8 images -> augmented (when a step is given) and normalised float32; masks -> int32. Traced."""
+        """uint8 images -> augmented (when a step is given) and normalised float32; masks -> int32; batches without
+        images stay as they are. Traced."""
+        if "image" not in batch:
+            return batch
         batch = {**batch, "image": batch["image"].astype(jnp.float32) * np.float32(1 / 255)}
         if "mask" in batch:
             batch["mask"] = batch["mask"].astype(jnp.int32)
@@ -185,9 +191,9 @@ class Stream:
 
 
 def read_example(dataset: Dataset, row: int, spec: StreamSpec, native_size: bool = False) -> dict[str, np.ndarray]:
-    """One example ready to be batched: `image` uint8 [H,W,C], `index` int32, and what the stream may show of `label`
-    int32, `mask` int32 [H,W], `domain` int32, `boxes` and the kinds of `TARGETS`. `native_size` leaves the size to an
-    augmentation that crops.
+    """One example ready to be batched: `image` uint8 [H,W,C] (of data that have them), `index` int32, and what the
+    stream may show of `label` int32, `mask` int32 [H,W], `domain` int32, `boxes` and the kinds of `TARGETS`.
+    `native_size` leaves the size to an augmentation that crops.
 
     Where the data set is `partial` in a kind of label, every example also says whether its own is known, `known/<kind>`
     float32 1 or 0; one that is not known is 0.
@@ -196,8 +202,10 @@ def read_example(dataset: Dataset, row: int, spec: StreamSpec, native_size: bool
     if native_size:
         description["image_size"] = None
     loaded = dataset.load(row)
-    example = {"image": prepare_image(loaded["image"], description, dataset.name_of(row)),
-               "index": np.asarray(row, np.int32)}
+    example = {"index": np.asarray(row, np.int32)}
+    if "image" in loaded:
+        example["image"] = prepare_image(loaded["image"], description, dataset.name_of(row))
+    size = loaded["image"].shape[:2] if "image" in loaded else (0, 0)
     if spec.labelled and "label" in loaded:
         example["label"] = np.asarray(loaded["label"], np.int32)
     if spec.labelled and "mask" in loaded:
@@ -212,21 +220,25 @@ def read_example(dataset: Dataset, row: int, spec: StreamSpec, native_size: bool
     for kind in spec.targets if spec.labelled else ():
         columns = len(dataset.columns.get(kind, ()))
         if kind in loaded:
-            example[kind] = prepare_target(kind, loaded[kind], loaded["image"].shape[:2], description, columns,
-                                           dataset.name_of(row))
+            example[kind] = prepare_target(kind, loaded[kind], size, description, columns, dataset.name_of(row))
         elif kind not in dataset.partial:
             raise UserError(f"the stream asks for targets={spec.targets}, but {dataset.name_of(row)} has no {kind!r}; "
                             f"it has {', '.join(name for name in loaded if name in TARGETS) or 'none of this sort'}")
     for kind in sorted(dataset.partial - (TARGETS.keys() - set(spec.targets))) if spec.labelled else ():
-        known = kind in example and (kind != "label" or example[kind] >= 0)
+        known, shown = kind in example and (kind != "label" or example[kind] >= 0), _shown_size(example)
         if not known and kind in TARGETS:
-            example[kind] = unknown_target(kind, example["image"].shape[:2], len(dataset.columns.get(kind, ())))
+            example[kind] = unknown_target(kind, shown, len(dataset.columns.get(kind, ())))
         elif not known:
-            example[kind] = np.zeros(example["image"].shape[:2] if kind == "mask" else (), np.int32)
+            example[kind] = np.zeros(shown if kind == "mask" else (), np.int32)
         example[KNOWN + kind] = np.asarray(known, np.float32)
     if dataset.domains is not None:
         example["domain"] = np.asarray(dataset.domains[row], np.int32)
     return example
+
+
+def _shown_size(example: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    """Height and width of the image in the batch; 0 without one."""
+    return example["image"].shape[:2] if "image" in example else (0, 0)
 
 
 def _boxes_of(loaded: Mapping[str, Any], dataset: Dataset, row: int, spec: StreamSpec,

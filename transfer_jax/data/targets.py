@@ -7,6 +7,8 @@ A stream shows those that its `targets` name, each under its name in the batch:
     keypoints   float32 [K, 3]: x and y in units of the image, and COCO's visibility: 0 not known, 1 hidden, 2 visible
     depth       float32 [H, W]: positive distances; 0 (and what is not finite, or negative): not known
     normals     float32 [H, W, 3]: unit vectors, x to the right and y down in the image; of length 0: not known
+    place       float32 [6]: where the image is cut out of a larger one, before any augmentation: left, top, width and
+                height in its pixels, the area of the object shown, the number of the larger image; width 0: not known
 """
 
 from __future__ import annotations
@@ -78,12 +80,20 @@ def _normals(value: np.ndarray, size: Size, description: Description, name: str)
     return resize_map(unit.astype(np.float32), description)
 
 
+def _place(value: np.ndarray, size: Size, description: Description, name: str) -> np.ndarray:
+    top, left, bottom, right = window_of(size, description)
+    x, y, width, height = value[:4]
+    window = [x + left * width, y + top * height, (right - left) * width, (bottom - top) * height]
+    return np.float32([*window, *value[4:]])
+
+
 TARGETS = {
     "labels": Target(lambda h, w, k: ((k,),), _labels, -1, np.int32, columns=True),
     "target": Target(lambda h, w, k: ((k,), ()) if k == 1 else ((k,),), _target, columns=True),
     "keypoints": Target(lambda h, w, k: ((k, 3), (k, 2)), _keypoints, columns=True),
     "depth": Target(lambda h, w, k: ((h, w), (h, w, 1)), _depth),
     "normals": Target(lambda h, w, k: ((h, w, 3),), _normals),
+    "place": Target(lambda h, w, k: ((6,),), _place),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from transfer_jax.core.inputs import read_inputs
 from transfer_jax.core.members import member, over_members
 from transfer_jax.core.mesh import fetch, own_slots, place_batch, shard_batch
 from transfer_jax.evaluation import METRICS
+from transfer_jax.evaluation.shown import worst_and_others
 from transfer_jax.models.domains import reading, statistics_of
 from transfer_jax.models.model import Model
 from transfer_jax.tasks import TASKS, TaskSpec, example_error, metric_batch, predict
@@ -24,6 +25,8 @@ from transfer_jax.tasks.binary import two_logits
 from transfer_jax.tasks.metric import Collected, accumulate
 
 PART = "part of merged data"  # the entry of collected rows that tells it
+VECTORS = ("features",)  # kept of every example beside single numbers, where asked for
+DRAWN = ("label", "prediction", "probabilities")
 
 
 @dataclass
@@ -33,14 +36,17 @@ class Scores:
     Attributes:
       metrics: name -> float64 [S], one value per seed.
       arrays: results that are not scalars (`confusion_matrix`, `per_class_accuracy` ...) -> one array per seed.
-      examples: of the first seed, per example: `prediction`, `confidence`, `label`, `index`, `loss`, `features`, and
-        `probabilities` where each part of the prediction has one; only where they were asked for.
+      examples: of the first seed, per example: `index`, `loss`, `features`, and `prediction`, `confidence` and `label`
+        that are one number; only where they were asked for.
+      shown: of those examples that a report draws: `row`, their place among `examples`, with `label`, `prediction` and
+        `probabilities`, where each part of the prediction has one; only for answers that can be drawn.
       answers: what the predictions are, see `TaskKind`.
     """
 
     metrics: dict[str, np.ndarray]
     arrays: dict[str, list[np.ndarray]] = field(default_factory=dict)
     examples: dict[str, np.ndarray] = field(default_factory=dict)
+    shown: dict[str, np.ndarray] = field(default_factory=dict)
     answers: str = ""
 
 
@@ -68,7 +74,10 @@ class Evaluator:
     _compiled: dict[str, Callable] = field(default_factory=dict)
 
     def __call__(self, params: Any, batch_stats: Any, examples: bool = False) -> Scores:
-        """Scores of parameters and statistics that have a leading axis [S] of seeds."""
+        """Scores of parameters and statistics that have a leading axis [S] of seeds.
+
+        Of every example single numbers are kept, never its maps: batches with examples that are drawn run once more.
+        """
         step = self._program("scores", self._measure)
         totals: list[Any] = [None] * self.members
         parts: list[dict[str, dict[str, np.ndarray]]] = []
@@ -80,9 +89,28 @@ class Evaluator:
             for seed in range(self.members):
                 totals[seed] = accumulate(totals[seed], member(states, seed))
             if examples:
-                kept.append(fetch(jax.tree.map(lambda leaf: leaf[0], rows)))
+                kept.append(fetch({name: leaf[0] for name, leaf in rows.items() if leaf.ndim == 2 or name in VECTORS}))
+        found, answers = _joined(kept), TASKS[self.task.kind].answers
+        drawn = answers and "loss" in found and "prediction" not in found
+        shown = self._shown(params, batch_stats, kept, worst_and_others(found["loss"])) if drawn else {}
         return _scores([self._computed(totals[seed], [member(part, seed) for part in parts])
-                        for seed in range(self.members)], _joined(kept), TASKS[self.task.kind].answers)
+                        for seed in range(self.members)], found, shown, answers)
+
+    def _shown(self, params: Any, batch_stats: Any, kept: Sequence[Mapping[str, np.ndarray]],
+               rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Answers and truth of the first seed at these rows of the examples `kept`, batch by batch; see `Scores`."""
+        step = self._program("scores", self._measure)
+        weight = np.stack([part["weight"] for part in kept])
+        batches, slots = np.divmod(np.flatnonzero(weight)[rows], weight.shape[1])
+        found: dict[str, list[Any]] = {name: [None] * len(rows) for name in DRAWN}
+        numbers = np.unique(batches)
+        for number, (feed, given) in zip(numbers, self._batches(numbers.tolist()), strict=True):
+            answers = fetch({name: leaf[0] for name, leaf in step(params, batch_stats, feed, given)[2].items()
+                             if name in DRAWN})
+            for place in np.flatnonzero(batches == number):
+                for name, values in answers.items():
+                    found[name][place] = values[slots[place]]
+        return {"row": rows, **{name: np.stack(values) for name, values in found.items() if values[0] is not None}}
 
     def _computed(self, total: Mapping[str, Any], parts: list[dict[str, dict[str, np.ndarray]]]) -> dict[str, Any]:
         """The results of one seed: of its summed states and of the rows that it collected. Of the parts of merged data
@@ -117,17 +145,16 @@ class Evaluator:
         parts = fetch([step(params, batch_stats, feed, number) for feed, number in self._batches()])
         return [_joined([member(part, seed) for part in parts]) for seed in range(self.members)]
 
-    def _batches(self) -> Any:
-        count = self.stream.batches_of(self.batch_size)
+    def _batches(self, numbers: Sequence[int] | None = None) -> Iterator[tuple[Any, jax.Array]]:
+        """(feed, number) of every batch, or of those of these numbers."""
         if self.feed is not None:
-            return ((self.feed, jnp.int32(number)) for number in range(count))
-        if self.mesh is None:
-            batches = self.stream.evaluation_batches(self.batch_size)
-        else:
-            slots = own_slots(self.mesh, self.batch_size)
-            batches = (place_batch(self.mesh, batch, self.batch_size)
-                       for batch in self.stream.evaluation_batches(self.batch_size, slots))
-        return ((batch, jnp.int32(number)) for number, batch in enumerate(batches))
+            wanted = range(self.stream.batches_of(self.batch_size)) if numbers is None else numbers
+            return ((self.feed, jnp.int32(number)) for number in wanted)
+        spans = [(0, None)] if numbers is None else [(number, number + 1) for number in numbers]
+        slots = None if self.mesh is None else own_slots(self.mesh, self.batch_size)
+        return ((batch if self.mesh is None else place_batch(self.mesh, batch, self.batch_size), jnp.int32(number))
+                for start, stop in spans for number, batch in
+                enumerate(self.stream.evaluation_batches(self.batch_size, slots, start, stop), start))
 
     def _program(self, name: str, function: Callable) -> Callable:
         """`function` of one member, a feed and the number of a batch, compiled for all members; made once."""
@@ -151,9 +178,7 @@ class Evaluator:
     def _measure(self, params: Any, batch_stats: Any, feed: Any, number: jax.Array) -> tuple[Any, Any, Any]:
         """(summed states by metric, collected rows by metric, what is kept of the examples)."""
         batch, taps, outputs = self._answers(params, batch_stats, feed, number)
-        labelled = metric_batch(self.task, batch)
-        if self.task.label == "image":  # metrics of images are in units of their pixels, not of the network's input
-            labelled["std"] = jnp.asarray(self.stream.spec.std, jnp.float32)
+        labelled = metric_batch(self.task, {**batch, "std": jnp.asarray(self.stream.spec.std, jnp.float32)})
         metrics = {name: METRICS[name] for name in self.task.metrics}
         of_part = {PART: batch["domain"]} if self._parts else {}
         states: dict[str, Any] = {}
@@ -192,7 +217,8 @@ class Evaluator:
         return features.mean(tuple(range(1, features.ndim - 1)))
 
 
-def _scores(results: list[dict[str, Any]], examples: dict[str, np.ndarray], answers: str) -> Scores:
+def _scores(results: list[dict[str, Any]], examples: dict[str, np.ndarray], shown: dict[str, np.ndarray],
+            answers: str) -> Scores:
     metrics, arrays = {}, {}
     for name in results[0]:
         values = [np.asarray(result[name]) for result in results]
@@ -200,7 +226,7 @@ def _scores(results: list[dict[str, Any]], examples: dict[str, np.ndarray], answ
             metrics[name] = np.asarray(values, np.float64)
         else:
             arrays[name] = values
-    return Scores(metrics, arrays, examples, answers)
+    return Scores(metrics, arrays, examples, shown, answers)
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -56,9 +56,29 @@ class Assembly:
         """The open stream of this name."""
         if name not in self._streams:
             self._streams[name] = open_stream(name, self.spec.streams[name], self.spec.seeds)
+            self._check_words(name)
             if self.spec.streams[name].follows is not None:
                 self._check_follows(name)
         return self._streams[name]
+
+    def words(self, backbone: str) -> tuple[str, ...]:
+        """What the numbers of the tokens that a backbone reads stand for; () where no data tell."""
+        feeding = [name for name, spec in self.spec.streams.items()
+                   if backbone in spec.inputs and from_taps(spec.inputs[backbone]) is None]
+        return self.stream(feeding[0]).dataset.words if feeding else ()
+
+    def _check_words(self, name: str) -> None:
+        """All texts that a backbone reads have to number their words alike, and it needs a row for each."""
+        words, inputs = self.stream(name).dataset.words, self.spec.streams[name].inputs
+        for backbone in (part for part, source in inputs.items() if from_taps(source) is None):
+            for other, stream in self._streams.items():
+                if backbone in stream.spec.inputs and stream.dataset.words != words:
+                    raise UserError(f"the streams {other!r} and {name!r} both feed the backbone {backbone!r}, but "
+                                    f"number their words differently; give their data the same words_file")
+            arguments = self.spec.model.backbones[backbone].arguments
+            if len(words) > arguments.get("vocabulary", len(words)):
+                raise UserError(f"config.model.backbones.{backbone}: the data of {name!r} number {len(words)} words, "
+                                f"more than vocabulary={arguments['vocabulary']}; give as many or more")
 
     def _check_follows(self, name: str) -> None:
         """Two views of the same examples need the same examples."""
@@ -117,15 +137,20 @@ class Assembly:
         try:
             return head_outputs(self.spec.tasks[task], self.class_names(task))
         except UserError as error:
-            unused = "" if self.task_streams(task) else " (no stage trains or evaluates it)"
-            raise UserError(f"task {task!r}{unused}: {error}") from error
+            streams = ", ".join(map(repr, self.task_streams(task)))
+            used = f"its streams: {streams}" if streams else "no stage trains or evaluates it"
+            raise UserError(f"task {task!r} ({used}): {error}") from error
 
     @functools.cached_property
     def sized_heads(self) -> dict[str, Component]:
         """All heads, with the class counts of those that answer a task filled in from the data."""
-        heads = dict(self.spec.model.heads)
+        heads, answers = dict(self.spec.model.heads), {}
         for name, task in self.spec.tasks.items():
-            heads[task.head] = self._sized(heads[task.head], name)
+            other, size = answers.setdefault(task.head, (name, self.num_classes(name)))
+            if size != self.num_classes(name):
+                raise UserError(f"the head {task.head!r} cannot answer both tasks {other!r} and {name!r}, which need "
+                                f"{size} and {self.num_classes(name)} outputs; give each a head of its own")
+            heads[task.head] = self._sized(self.spec.model.heads[task.head], name)
         return heads
 
     @functools.cached_property
@@ -253,7 +278,7 @@ def _check_stage(spec: ExperimentSpec, where: str, stage: StageSpec, before: lis
         _known("stream", stream, spec.streams, f"{where}.evaluate")
         for task in as_tuple(tasks):
             _known("task", task, spec.tasks, f"{where}.evaluate.{stream}")
-            if not spec.streams[stream].labelled and spec.tasks[task].label != "image":
+            if not spec.streams[stream].labelled and not TASKS[spec.tasks[task].kind].unlabelled:
                 raise UserError(f"{where}.evaluate: the stream {stream!r} is set to labelled=False; evaluate on a "
                                 f"labelled stream")
     if stage.validation is not None:

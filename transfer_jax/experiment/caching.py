@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import InvalidRngError
 
 from transfer_jax.core.compilation import compiled
 from transfer_jax.core.members import over_members
@@ -20,7 +21,6 @@ from transfer_jax.experiment.entering import freeze_point, moving_parts
 from transfer_jax.experiment.stage import ReadyStage
 from transfer_jax.models.domains import statistics_of
 from transfer_jax.models.model import Model, qualified
-from transfer_jax.models.taps import Resumed
 from transfer_jax.params.peft import PREFIX
 from transfer_jax.training.state import Flat
 
@@ -123,15 +123,13 @@ def _shapes_every_step(ready: ReadyStage, assembly: Assembly, stream: Any, befor
     if not set(norms) <= program.frozen_norms(program.partition.active(program.total_steps)):
         return None
     shape, dtype = stream.example_shapes[stream.spec.inputs[backbone]]
-    try:
-        taps = jax.eval_shape(_forward(before, backbone), assembly.variable_shapes,
-                              jax.ShapeDtypeStruct((1, *shape), dtype))
-        if cut is not None:
-            value = Resumed(taps[qualified(backbone, cut)], cut)
-            jax.eval_shape(lambda v, x: assembly.model.taps(v, {backbone: x}), assembly.variable_shapes, value)
-    except Exception:  # noqa: BLE001 - dropout without a key, or a network that cannot be entered in its middle
+    if cut is not None and not assembly.model.backbones[backbone].resumes:
         return None
-    return taps
+    try:
+        return jax.eval_shape(_forward(before, backbone), assembly.variable_shapes,
+                              jax.ShapeDtypeStruct((1, *shape), dtype))
+    except InvalidRngError:  # something random asks for its key
+        return None
 
 
 def _shapes_before(assembly: Assembly, before: Model, backbone: str) -> Any:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
 from transfer_jax.core.errors import UserError, unknown
 from transfer_jax.core.inputs import FromTaps
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.spec import StageSpec
 from transfer_jax.models.depth import parameter_blocks
-from transfer_jax.models.model import qualified
-from transfer_jax.models.taps import Backbone, Resumed
+from transfer_jax.models.taps import Backbone
 from transfer_jax.params.inserts import PREFIX, head_of
 
 
@@ -42,22 +39,9 @@ def shared_taps(assembly: Assembly, shapes: Mapping[str, Any]) -> dict[str, str]
     for name, backbone in assembly.model.backbones.items() if own else ():
         tap = freeze_point(backbone, moving_parts(own, name))
         example = assembly.example_inputs.get(name)
-        if tap is not None and example is not None and not isinstance(example, FromTaps) and _goes_on(
-                assembly, name, tap, example):
+        if tap is not None and backbone.resumes and example is not None and not isinstance(example, FromTaps):
             found[name] = tap
     return found
-
-
-def _goes_on(assembly: Assembly, backbone: str, tap: str, example: Any) -> bool:
-    def again(variables: Any, x: Any) -> Any:
-        taps, _ = assembly.model.taps(variables, {backbone: x})
-        return assembly.model.taps(variables, {backbone: Resumed(taps[qualified(backbone, tap)], tap)})[0]
-
-    try:
-        jax.eval_shape(again, assembly.variable_shapes, example)
-    except Exception:  # noqa: BLE001 - a network that cannot be entered in its middle; each head then runs it whole
-        return False
-    return True
 
 
 def check_heads_apart(assembly: Assembly, spec: StageSpec, shapes: Mapping[str, Any], where: str) -> None:

@@ -113,7 +113,7 @@ def _description(assembly: Assembly, stage: str, seed: int, select: str,
             tasks[name] = {"task": json.loads(task.model_dump_json()), "class_names": list(assembly.class_names(name)),
                            "inputs": spec.streams[stream].inputs, "preprocessing": assembly.stream(stream).description,
                            "evaluated_here": bool(used),
-                           "image_shape": list(assembly.stream(stream).example_shapes["image"][0])}
+                           "image_shape": list(assembly.stream(stream).example_shapes.get("image", ((),))[0])}
     heads = {name: {"kind": head.kind, **head.arguments} for name, head in assembly.sized_heads.items()}
     return {"format": 1, "transfer_jax": __version__, "experiment": spec.name, "stage": stage, "seed": seed,
             "select": select, "peft": {name: json.loads(method.model_dump_json()) for name, method in methods.items()},

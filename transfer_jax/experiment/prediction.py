@@ -17,7 +17,7 @@ from PIL import Image
 from transfer_jax.core.errors import UserError
 from transfer_jax.data import preprocess_image
 from transfer_jax.data.decoding import UnreadableImage
-from transfer_jax.data.sources.files import SUFFIXES
+from transfer_jax.data.sources.folders import SUFFIXES
 from transfer_jax.experiment import answer_files
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.export import ExportedModel, export_model

@@ -36,7 +36,8 @@ def with_pretrained(assembly: Assembly, random: tuple[Flat, Any], workdir: Workd
     for name, spec in assembly.spec.pretrained.items():
         head = assembly.model.heads[spec.head] if spec.head else None
         try:
-            loaded = load(spec, assembly.model.backbones[name], head, assembly.example_inputs[name])
+            loaded = load(spec, assembly.model.backbones[name], head, assembly.example_inputs[name],
+                          assembly.words(name))
         except LoadError as error:
             (console or output_console()).print(error.report.table())
             raise

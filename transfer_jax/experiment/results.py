@@ -14,6 +14,7 @@ from transfer_jax.core.mesh import fetch
 from transfer_jax.core.paths import flatten, unflatten
 from transfer_jax.data.stream import read_example
 from transfer_jax.evaluation.evaluator import Scores
+from transfer_jax.evaluation.shown import MOST_SHOWN
 from transfer_jax.experiment.spec import BestSpec, ExperimentSpec, StageSpec
 from transfer_jax.experiment.workdir import Workdir
 from transfer_jax.models.domains import main_statistics
@@ -21,7 +22,6 @@ from transfer_jax.params.peft import PeftSpec, merged
 from transfer_jax.training.averaging import averaged_variables
 from transfer_jax.training.state import Constants, Flat, State
 
-THUMBNAILS = 16
 EMBEDDED = 500
 
 
@@ -180,20 +180,24 @@ def prediction_file(stream: Any, scores: Scores) -> dict[str, np.ndarray]:
 
     Answers that a report draws are kept for the examples that it shows, as `<answers>_true` and `<answers>_predicted`.
     """
-    rows = scores.examples
-    flat = rows["prediction"].ndim == 1
+    rows, drawn = scores.examples, scores.shown
+    flat = "prediction" in rows
     arrays = {key: rows[key] for key in ("confidence", "loss", "index") if key in rows and rows[key].ndim == 1}
     if flat:
         arrays |= {"prediction": rows["prediction"], "label": rows["label"]}
     if "loss" in rows and flat:
         wrong = np.flatnonzero(rows["prediction"] != rows["label"])
-        shown = wrong[np.argsort(-rows["loss"][wrong], kind="stable")][:THUMBNAILS]
-        arrays |= _thumbnails([_picture(stream, int(rows["index"][row]), True) for row in shown], shown)
-    elif "loss" in rows and scores.answers:
-        shown = worst_and_others(rows["loss"])
+        shown = wrong[np.argsort(-rows["loss"][wrong], kind="stable")][:MOST_SHOWN]
+        if stream.dataset.words:
+            texts = [stream.dataset.text_of(int(rows["index"][row])) for row in shown]
+            arrays |= {"texts": np.array(texts, str), "text_rows": shown}
+        else:
+            arrays |= _thumbnails([_picture(stream, int(rows["index"][row]), True) for row in shown], shown)
+    elif drawn:
+        shown = drawn["row"]
         arrays |= _thumbnails([_picture(stream, int(rows["index"][row]), False) for row in shown], shown)
-        for key, values in (("true", rows["label"]), ("predicted", rows.get("probabilities", rows["prediction"]))):
-            arrays[f"{scores.answers}_{key}"] = _shown(values[shown], scores.answers, stream.description)
+        for key, values in (("true", drawn["label"]), ("predicted", drawn.get("probabilities", drawn["prediction"]))):
+            arrays[f"{scores.answers}_{key}"] = _shown(values, scores.answers, stream.description)
     if "features" in rows and flat:
         shown = np.linspace(0, len(rows["features"]) - 1, min(EMBEDDED, len(rows["features"]))).astype(int)
         arrays |= {"features": rows["features"][shown].astype(np.float32), "feature_labels": rows["label"][shown],
@@ -204,14 +208,6 @@ def prediction_file(stream: Any, scores: Scores) -> dict[str, np.ndarray]:
 def _picture(stream: Any, row: int, stored: bool) -> np.ndarray:
     """The image as it is stored, or as the network sees it, on which alone masks and boxes fit."""
     return stream.dataset.load(row)["image"] if stored else read_example(stream.dataset, row, stream.spec)["image"]
-
-
-def worst_and_others(loss: np.ndarray, most: int = THUMBNAILS) -> np.ndarray:
-    """Rows of the highest losses, and as many others at equal distances among the rest, highest first."""
-    order = np.argsort(-loss, kind="stable")
-    worst = min(most // 2, len(order))
-    rest = np.linspace(worst, len(order) - 1, min(most - worst, len(order) - worst)).astype(int)
-    return order[np.concatenate([np.arange(worst), rest])]
 
 
 def _thumbnails(images: Sequence[np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -119,6 +119,8 @@ class Bert(Backbone):
     dropout: float = 0.1
     scan: bool = False
 
+    resumes = False  # masks come from the tokens
+
     @property
     def tap_names(self) -> tuple[str, ...]:
         return ("embeddings", *(f"block{i}" for i in range(self.layers)), "tokens", "pooled")

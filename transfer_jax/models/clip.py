@@ -13,7 +13,7 @@ from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component
 from transfer_jax.layers.convolution import Conv
 from transfer_jax.models.blocks import block_steps, rematerialized
-from transfer_jax.models.taps import Backbone, Taps, walk
+from transfer_jax.models.taps import Backbone, Resumed, Taps, walk
 from transfer_jax.models.text import (
     attention_mask,
     embedding,
@@ -90,12 +90,16 @@ class ClipImage(ClipTower):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> Taps:
         """float [B, H, W, C] -> taps."""
-        if x.shape[1] % self.patch or x.shape[2] % self.patch or not x.shape[1] * x.shape[2]:
-            raise UserError(f"images of {x.shape[1]} x {x.shape[2]} pixels do not split into patches of {self.patch}; "
-                            f"use multiples of {self.patch}")
+        if not isinstance(x, Resumed):
+            self._require(x)
         return walk(x.astype(self.dtype), self.until, {
             "embeddings": self._embed, **self._block_steps(train, None, False), "tokens": lambda x: x,
             "features": lambda x: self._norm("post_norm")(x[:, 0]), "pooled": self._pooled})
+
+    def _require(self, x: jax.Array) -> None:
+        if x.shape[1] % self.patch or x.shape[2] % self.patch or not x.shape[1] * x.shape[2]:
+            raise UserError(f"images of {x.shape[1]} x {x.shape[2]} pixels do not split into patches of {self.patch}; "
+                            f"use multiples of {self.patch}")
 
     def _embed(self, x: jax.Array) -> jax.Array:
         spread = nn.initializers.normal(self.width ** -0.5)
@@ -121,6 +125,8 @@ class ClipText(ClipTower):
     heads: int = 8
     positions: int = 77
     end_token: int | None = None
+
+    resumes = False  # the end of the text is told by the tokens
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:

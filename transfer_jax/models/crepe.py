@@ -15,7 +15,7 @@ from transfer_jax.layers.normalization import BatchNorm
 from transfer_jax.layers.pooling import max_pool
 from transfer_jax.layers.time_convolution import TimeConv
 from transfer_jax.models.blocks import rematerialized
-from transfer_jax.models.taps import Backbone, Taps, walk
+from transfer_jax.models.taps import Backbone, Resumed, Taps, walk
 
 CAPACITIES = {"tiny": 4, "small": 8, "medium": 16, "large": 24, "full": 32}
 WIDTHS = (32, 4, 4, 4, 8, 16)  # of each block, times the capacity
@@ -70,18 +70,22 @@ class Crepe(Backbone):
         """float [B, T] or [B, T, 1] -> taps."""
         if self.size not in CAPACITIES:
             raise unknown("size", self.size, CAPACITIES, "CREPE")
-        if x.ndim not in (2, 3) or x.shape[2:] not in ((), (1,)):
-            raise UserError(f"CREPE takes mono audio [B, T] or [B, T, 1], not an array of the shape {list(x.shape)}")
-        self._require_length(x.shape[1])
+        if not isinstance(x, Resumed):
+            self._require(x)
+            x = x.reshape(*x.shape[:2], 1)
         block = rematerialized(CrepeBlock, self.remat)
 
         def run(i: int, x: jax.Array) -> jax.Array:
             width = WIDTHS[i - 1] * CAPACITIES[self.size]
             return block(width, LENGTHS[i - 1], STRIDES[i - 1], self.dropout, self.dtype, name=f"block{i}")(x, train)
 
-        x = x.reshape(*x.shape[:2], 1).astype(self.dtype)
         steps = {f"block{i}": functools.partial(run, i) for i in range(1, 7)}
-        return walk(x, self.until, {**steps, "pooled": _mean_over_time})
+        return walk(x.astype(self.dtype), self.until, {**steps, "pooled": _mean_over_time})
+
+    def _require(self, x: jax.Array) -> None:
+        if x.ndim not in (2, 3) or x.shape[2:] not in ((), (1,)):
+            raise UserError(f"CREPE takes mono audio [B, T] or [B, T, 1], not an array of the shape {list(x.shape)}")
+        self._require_length(x.shape[1])
 
     def _require_length(self, samples: int) -> None:
         blocks = 6 if self.until in (None, "pooled") else self.tap_names.index(self.until) + 1

@@ -32,6 +32,8 @@ class CrossStitch(Backbone):
     at: tuple[str, ...] = ()
     other: float = 0.1
 
+    resumes = False  # its columns run as one
+
     @property
     def tap_names(self) -> tuple[str, ...]:
         return tuple(f"{task}_{tap}" for task in self.tasks for tap in self.column.tap_names)

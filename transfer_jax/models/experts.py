@@ -20,6 +20,8 @@ class MultiGateExperts(Backbone):
     experts: int = 4
     hidden: tuple[int, ...] = (64,)
 
+    resumes = False  # all its taps come at once
+
     @property
     def tap_names(self) -> tuple[str, ...]:
         return self.tasks
@@ -46,6 +48,8 @@ class ProgressiveExperts(Backbone):
     shared: int = 2
     levels: int = 2
     hidden: tuple[int, ...] = (64,)
+
+    resumes = False  # all its taps come at once
 
     @property
     def tap_names(self) -> tuple[str, ...]:

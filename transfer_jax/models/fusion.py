@@ -34,6 +34,8 @@ class Fusion(Backbone):
     hidden: tuple[int, ...] = (64,)
     modality_dropout: float = 0.0
 
+    resumes = False  # it reads several taps
+
     @property
     def tap_names(self) -> tuple[str, ...]:
         return ("joined", *(f"layer{i + 1}" for i in range(len(self.hidden))), "pooled")

@@ -53,6 +53,8 @@ class GPT2(Backbone):
     dropout: float = 0.1
     scan: bool = False
 
+    resumes = False  # masks come from the tokens
+
     @property
     def tap_names(self) -> tuple[str, ...]:
         blocks = (f"block{i}" for i in range(self.layers))

@@ -81,18 +81,26 @@ class RegressionHead(nn.Module):
 
 
 class EmbeddingHead(nn.Module):
-    """One dense layer on a tap, then division by the Euclidean length: [B, D] -> [B, outputs] of length 1."""
+    """One dense layer on a tap, then division by the Euclidean length: [B, D] -> [B, outputs] of length 1.
+
+    `layer=False` leaves the dense layer out: the features themselves are the vectors, and their length is `outputs`.
+    """
 
     outputs: int
     tap: str = "pooled"
     pool: str = "none"
+    layer: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, taps: Taps | jax.Array, image_size: tuple[int, int] | None = None,
                  train: bool = False) -> jax.Array:
         x = _vector(find_tap(taps, self.tap), self.pool)
-        x = _dense(self.outputs, self.dtype, "dense")(x).astype(jnp.float32)
+        if not self.layer and x.shape[-1] != self.outputs:
+            raise UserError(f"the head embedding without a layer gives the {x.shape[-1]} numbers of the tap "
+                            f"{self.tap!r}, but its task asks for {self.outputs}; set the task's "
+                            f"outputs={x.shape[-1]}")
+        x = (_dense(self.outputs, self.dtype, "dense")(x) if self.layer else x).astype(jnp.float32)
         return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, -1, keepdims=True), 1e-12))
 
 

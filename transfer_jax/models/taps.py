@@ -29,6 +29,8 @@ class Backbone(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
 
+    resumes = True  # whether it can go on behind any of its taps, given a `Resumed` in place of its input
+
     @property
     def tap_names(self) -> tuple[str, ...]:
         """Names of all taps of the whole network, in forward order, whatever `until` says."""

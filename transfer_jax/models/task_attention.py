@@ -29,6 +29,8 @@ class TaskAttention(Backbone):
     stages: int = 3
     norm: str | None = "batch"
 
+    resumes = False  # it reads several taps
+
     @property
     def tap_names(self) -> tuple[str, ...]:
         return tuple(name for task in self.tasks for name in (*(f"{task}{j + 1}" for j in range(self.stages)), task))

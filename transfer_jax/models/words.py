@@ -25,6 +25,8 @@ class WordAverage(Backbone):
     positions: int = 512
     bare: bool = True
 
+    resumes = False  # the mask comes from the tokens
+
     @property
     def tap_names(self) -> tuple[str, ...]:
         return ("words", "averaged", *(f"layer{i + 1}" for i in range(len(self.hidden))), "pooled")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from flax import linen as nn
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Spec
 from transfer_jax.models.taps import Backbone
+from transfer_jax.pretrained import words as word_vectors
 from transfer_jax.pretrained.conversion import Leaves, Options, detect_layout, leaf_shapes, to_ours
 from transfer_jax.pretrained.formats import TensorFile, read_tensors, unwrap_state_dict
 from transfer_jax.pretrained.own_files import from_own_file, is_own_file
@@ -24,7 +25,8 @@ class PretrainedSpec(Spec):
     """Where the parameters of one backbone come from, and what may differ.
 
     source: a file or folder, an https URL, hf://org/name, or a known name such as 'torchvision/resnet50'.
-    layout: torchvision, timm, transformers, ... ; None: the one whose names the file has.
+    layout: torchvision, timm, transformers, ... ; None: the one whose names the file has; word_vectors: a file of GloVe
+        or word2vec, or a folder of such, fills the table of the words that the data have.
     head: our head that takes over the published classifier; None leaves it out.
     part: which of several dictionaries in one checkpoint ('state_dict_ema').
     allow_missing, allow_unused, channels: see `transfer_jax.pretrained.conversion.Options`.
@@ -54,14 +56,17 @@ class Loaded:
     fetched: Fetched
 
 
-def load(spec: PretrainedSpec, backbone: Backbone, head: nn.Module | None = None, example: Any = None) -> Loaded:
-    """Reads the source of `spec` into `backbone` (and `head`, if it is to be filled).
+def load(spec: PretrainedSpec, backbone: Backbone, head: nn.Module | None = None, example: Any = None,
+         words: Sequence[str] = ()) -> Loaded:
+    """Reads the source of `spec` into `backbone` (and `head`, if it is to be filled); `words`: what tokens stand for.
 
     Raises `LoadError`, which carries the report, for anything that is not explained.
     """
     fetched = fetch(spec.source, spec.sha256, spec.revision)
-    file = read_tensors(fetched.path)
-    if is_own_file(file):
+    if spec.layout == word_vectors.LAYOUT:
+        leaves, report = word_vectors.from_word_vectors(fetched.path, words, leaf_shapes(backbone, None, example),
+                                                        spec.source, type(backbone).__name__)
+    elif is_own_file(file := read_tensors(fetched.path)):
         leaves, report = from_own_file(file, backbone, head, leaf_shapes(backbone, head, example), spec.options,
                                        spec.source)
     else:

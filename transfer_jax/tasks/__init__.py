@@ -99,7 +99,8 @@ def head_outputs(task: TaskSpec, class_names: tuple[str, ...] = ()) -> int:
 
 
 def metric_batch(task: TaskSpec, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The entries of `batch` that metrics read: the task's labels under `label`, and weights, 0 for one not known.
+    """The entries of `batch` that metrics read: the task's labels under `label`, weights, 0 for one not known, and what
+    the kind `reads` beside them.
 
     Raises:
       UserError: if the batch has no such labels.
@@ -109,8 +110,9 @@ def metric_batch(task: TaskSpec, batch: Mapping[str, jax.Array]) -> dict[str, ja
                         f"{', '.join(sorted(batch))}; evaluate on a labelled stream, name what it shows in its "
                         f"'targets', or set the task's 'label'")
     weights = [batch[key] for key in ("weight", f"known/{task.label}") if key in batch]
-    labels = TASKS[task.kind].targets(batch[task.label])
-    return {"label": labels, **({"weight": math.prod(weights)} if weights else {})}
+    kind = TASKS[task.kind]
+    beside = {key: batch[key] for key in kind.reads if key in batch}
+    return {"label": kind.targets(batch[task.label]), **({"weight": math.prod(weights)} if weights else {}), **beside}
 
 
 def predict(task: TaskSpec, outputs: jax.Array) -> dict[str, jax.Array]:
@@ -122,8 +124,8 @@ def example_error(task: TaskSpec, outputs: jax.Array, labels: jax.Array) -> jax.
     """float32 [B], by which the worst examples are found; None for a kind without a measure of one example."""
     kind = TASKS[task.kind]
     if kind.error is not None:
-        return kind.error(outputs, labels)
-    probabilities = kind.predict(outputs).get("probabilities")
+        return kind.error(outputs, labels, **task.limits)
+    probabilities = predict(task, outputs).get("probabilities")
     return None if probabilities is None else -_log_probability(probabilities, labels)
 
 

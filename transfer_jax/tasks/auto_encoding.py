@@ -33,4 +33,4 @@ def _decibels(outputs: jax.Array, batch: Batch) -> State:
 AUTO_ENCODING = TaskKind(
     label="image", loss=Component(kind="squared_error"), outputs=one_per_channel, predict=predict_numbers,
     metrics=("psnr", "mean_squared_error"), measures={"psnr": mean_metric(_decibels, "psnr", "max", counts=False)},
-    error=mean_square_of_errors, names="channel_names", answers="images")
+    error=mean_square_of_errors, reads=("std",), unlabelled=True, names="channel_names", answers="images")

@@ -33,7 +33,7 @@ def average_precision(found: np.ndarray, true: np.ndarray) -> Result:
     truth, answers = _objects(true), _objects(found)
     if not truth:
         return dict.fromkeys(NAMES, float("nan"))
-    stats = _evaluated(truth, answers, len(true)).stats
+    stats = evaluated(truth, answers, len(true)).stats
     return {name: float(stats[place]) if stats[place] >= 0 else float("nan") for name, place in NAMES.items()}
 
 
@@ -52,13 +52,17 @@ def _objects(rows: np.ndarray) -> list[dict[str, Any]]:
     return listed
 
 
-def _evaluated(truth: list[dict], answers: list[dict], images: int) -> Any:
-    """A finished COCOeval. It prints what it does, which nobody asked for."""
+def evaluated(truth: list[dict], answers: list[dict], images: int, kind: str = "bbox",
+              sigmas: np.ndarray | None = None) -> Any:
+    """A finished COCOeval of `kind` 'bbox' or 'keypoints'. It prints what it does, which nobody asked for.
+
+    sigmas: [K], the constants of keypoints; None: those of COCO's persons.
+    """
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
-        raise UserError("the metric mean_average_precision needs pycocotools; install it with "
+        raise UserError("average precision as COCO defines it needs pycocotools; install it with "
                         "'pip install pycocotools'") from error
     with contextlib.redirect_stdout(io.StringIO()):
         sets = []
@@ -69,7 +73,9 @@ def _evaluated(truth: list[dict], answers: list[dict], images: int) -> Any:
                                           sorted({a["category_id"] for a in truth + answers})]}
             one.createIndex()
             sets.append(one)
-        evaluation = COCOeval(*sets, "bbox")
+        evaluation = COCOeval(*sets, kind)
+        if sigmas is not None:
+            evaluation.params.kpt_oks_sigmas = sigmas
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -184,10 +184,10 @@ def one_per_object_class(class_names: ClassNames) -> int:
     return len(class_names)
 
 
-def missed(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+def missed(outputs: jax.Array, labels: jax.Array, **limits: float) -> jax.Array:
     """How wrong the answers of an image are, float32 [B]: 1 - 2 matches / (answers of score 0.5 + objects), where a
-    match is an object that an answer of its class overlaps by at least half."""
-    found = predict_boxes(outputs)["prediction"]
+    match is an object that an answer of its class overlaps by at least half. `limits`: as in `predict_boxes`."""
+    found = predict_boxes(outputs, **limits)["prediction"]
 
     def one(found: jax.Array, true: jax.Array) -> jax.Array:
         sure, real = found[:, 5] >= 0.5, true[:, 4] >= 0

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.reduction import weighted_mean
 from transfer_jax.core.spec import Component
+from transfer_jax.tasks.keypoint_precision import KEYPOINT_AVERAGE_PRECISION
 from transfer_jax.tasks.kind import ClassNames, TaskKind
 from transfer_jax.tasks.metric import Batch, Metric, Result, State, count_of, empty_count, joined_count, present, ratio
 
@@ -134,5 +135,6 @@ PCK = Metric(lambda outputs: {"sum": jnp.zeros((), jnp.float32), "points": empty
 
 KEYPOINTS = TaskKind(
     label="keypoints", loss=Component(kind="integral_regression"), outputs=one_per_point, predict=predict_points,
-    metrics=("pck",), terms={"integral_regression": integral_regression}, measures={"pck": PCK},
+    metrics=("pck",), terms={"integral_regression": integral_regression},
+    measures={"pck": PCK, "keypoint_average_precision": KEYPOINT_AVERAGE_PRECISION}, reads=("place",),
     error=error_of_image, names="keypoint_names", answers="points")

@@ -29,9 +29,12 @@ class TaskKind:
       has_classes: whether the task needs class names.
       terms: losses by name, as functions of `logits`, `labels`, `weights`; `objectives.TERMS` lists them with the rest.
       measures: metrics by name; `evaluation.METRICS` lists them with the rest.
-      error: (outputs, labels) -> float32 [B], by which the worst examples are found; None: minus the log-probability
-        of the label, where the predictions have probabilities.
+      error: (outputs, labels, and options that a task may set as `limits`) -> float32 [B], by which the worst examples
+        are found; None: minus the log-probability of the label, where the predictions have probabilities.
       target: the labels of a batch -> what the task learns of them, in training and evaluation; None: they themselves.
+      reads: entries of the batch that its metrics read beside the labels, where they are there; `std`, by which the
+        stream divided the pixels of its images, always is.
+      unlabelled: whether it learns from what every stream shows, labels or none.
       names: the attribute of a stream that holds the names of the classes.
       answers: what answers are, where a report draws them beside the truth (an entry of `report.mistakes.DRAWINGS`);
         '': one class or number an example, or nothing that can be drawn.
@@ -47,6 +50,8 @@ class TaskKind:
     measures: Mapping[str, Metric | Collected] = field(default_factory=dict)
     error: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     target: Callable[[jax.Array], jax.Array] | None = None
+    reads: tuple[str, ...] = ()
+    unlabelled: bool = False
     names: str = "class_names"
     answers: str = ""
 

@@ -30,14 +30,18 @@ def coco_source(*, images: str | dict[str, str], annotations: dict[str, str]) ->
 
     Classes are COCO's categories in the order of their ids. Images without an object are kept, crowds are left out.
     """
+    return {split: _part(folder, file) for split, (folder, file) in folders_of(images, annotations, "coco").items()}
+
+
+def folders_of(images: str | dict[str, str], annotations: dict[str, str], kind: str) -> dict[str, tuple[Path, Path]]:
+    """Split -> its folder of images and its file of annotations."""
     if not annotations:
-        raise UserError("a data set of kind 'coco' needs 'annotations', such as {'train': 'instances_train.json'}")
+        raise UserError(f"a data set of kind {kind!r} needs 'annotations', such as {{'train': 'train.json'}}")
     folders = dict.fromkeys(annotations, images) if isinstance(images, str) else images
     for split in annotations:
         if split not in folders:
-            raise UserError(f"a data set of kind 'coco' has annotations of {split!r}, but 'images' no "
-                            f"folder for it")
-    return {split: _part(Path(folders[split]), Path(file)) for split, file in annotations.items()}
+            raise UserError(f"a data set of kind {kind!r} has annotations of {split!r}, but 'images' no folder for it")
+    return {split: (Path(folders[split]).expanduser(), Path(file).expanduser()) for split, file in annotations.items()}
 
 
 def _part(folder: Path, file: Path) -> Dataset:

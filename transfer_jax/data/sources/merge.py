@@ -41,8 +41,9 @@ def merge_source(*, parts: tuple[dict[str, Any], ...],
     are those kept, in this order, or {old name: new name} (None: left out). Then the classes of all parts are united
     by name: they have to be the `same`, or become their `union` or what is `common`, or a map {new: (old, ...)} says
     of every class where it goes; examples of those `left_out` go. See `label_space.unite` for what counts as a
-    conflict. Where no part has labels or masks, these are the classes of boxes. Labels that only some parts have are
-    missing in the others: see `Dataset.partial`.
+    conflict. Classes of labels (or masks) and classes of boxes are two lists, each united by itself; what is said of a
+    class holds in the list, or both, that it is in. Labels that only some parts have are missing in the others: see
+    `Dataset.partial`.
 
     Either every part names its split, and the merged data set has one split, 'train'; or none does, and the splits
     that all parts have are merged name by name.
@@ -69,22 +70,54 @@ def _merged(parts: Sequence[_Part], chosen: list[Dataset], classes: str | Mappin
     if "mask" in partial and "label" in partial:
         raise UserError("some parts of the 'merge' have labels and others have masks, whose classes are not the same "
                         "thing; give each a stream and a task of its own, which one stage can train together")
-    naming = [number for number, found in enumerate(kinds) if found & {"label", "mask"}]
-    of_boxes = not naming
-    if of_boxes:
-        naming = [number for number, dataset in enumerate(chosen) if dataset.box_class_names]
-    names = {number: chosen[number].box_class_names if of_boxes else chosen[number].class_names for number in naming}
-    space = unite([(parts[number].name, names[number]) for number in naming], classes,
-                  [_renames(parts[number].classes) for number in naming], left_out, "the data set of kind 'merge'")
-    for number, new in zip(naming, space.numbers, strict=True):
-        if names[number] != space.class_names or new.tolist() != list(range(len(new))):
-            given = (None, (), new, space.class_names) if of_boxes else (new, space.class_names)
-            chosen[number] = Relabelled(chosen[number], *given)
+    names = {number: dataset.class_names for number, dataset in enumerate(chosen) if kinds[number] & {"label", "mask"}}
+    boxes = {number: dataset.box_class_names for number, dataset in enumerate(chosen) if dataset.box_class_names}
+    renames = {number: part.classes for number, part in enumerate(parts) if isinstance(part.classes, dict)}
+    given = [_Wishes(renames, classes, left_out)]
+    if names and boxes:
+        given = given[0].apart(names, boxes)
+    for of_boxes, found in enumerate((names, boxes)):
+        if not found:
+            continue
+        wishes = given[of_boxes] if names and boxes else given[0]
+        where = "the data set of kind 'merge'" + (", classes of boxes" if names and of_boxes else "")
+        space = unite([(parts[number].name, own) for number, own in found.items()], wishes.classes,
+                      [wishes.renames.get(number, {}) for number in found], wishes.left_out, where)
+        for (number, own), new in zip(found.items(), space.numbers, strict=True):
+            if own != space.class_names or new.tolist() != list(range(len(new))):
+                chosen[number] = Relabelled(chosen[number], *((None, (), new, space.class_names) if of_boxes
+                                                              else (new, space.class_names)))
     return Concatenation(chosen, [part.name for part in parts], partial)
 
 
-def _renames(classes: Classes) -> dict[str, str | None]:
-    return classes if isinstance(classes, dict) else {}
+@dataclasses.dataclass(frozen=True)
+class _Wishes:
+    """What the user says of classes; see `merge_source`."""
+
+    renames: Mapping[int, Mapping[str, str | None]]
+    classes: str | Mapping[str, tuple[str, ...]]
+    left_out: tuple[str, ...]
+
+    def apart(self, names: Mapping[int, tuple[str, ...]], boxes: Mapping[int, tuple[str, ...]]) -> list[_Wishes]:
+        """What is said of the classes of labels or masks, and of those of boxes; of what is neither the first has it,
+        where it is found to be none. A map that names nothing of one of them leaves that one as it is."""
+        own = [_Wishes({number: {old: new for old, new in one.items()
+                                 if (old in boxes.get(number, ()) and (of_boxes or old in names.get(number, ())))
+                                 or (not of_boxes and old not in boxes.get(number, ()))}
+                        for number, one in self.renames.items()}, self.classes, self.left_out)
+               for of_boxes in (False, True)]
+        known = [{one.renames.get(number, {}).get(name, name) for number, row in found.items() for name in row}
+                 for one, found in zip(own, (names, boxes), strict=True)]
+        for of_boxes, one in enumerate(own):
+            def mine(name: str, of_boxes: int = of_boxes) -> bool:
+                return name in known[1] if of_boxes else name in known[0] or name not in known[1]
+
+            classes = one.classes
+            if not isinstance(classes, str):
+                chosen = {new: tuple(filter(mine, olds)) for new, olds in classes.items()}
+                classes = {new: olds for new, olds in chosen.items() if olds} or "same"
+            own[of_boxes] = dataclasses.replace(one, classes=classes, left_out=tuple(filter(mine, self.left_out)))
+        return own
 
 
 def _kinds_of_label(dataset: Dataset) -> frozenset[str]:

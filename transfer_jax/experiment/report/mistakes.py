@@ -13,6 +13,7 @@ from transfer_jax.experiment.report.collect import Result, Run
 from transfer_jax.experiment.report.document import Block, Gallery, Picture, slug
 from transfer_jax.experiment.report.pivot import Pivot
 from transfer_jax.experiment.report.statistics import lower_is_better
+from transfer_jax.experiment.report.tables import Table
 
 MOST_MISTAKES = 24
 MOST_RESULTS = 6
@@ -59,9 +60,11 @@ def shown_results(runs: Sequence[Run], table: Pivot, chosen: Sequence[tuple[Run,
 def mistake_blocks(run: Run, result: Result) -> list[Block]:
     """Single examples of a result, highest loss first."""
     arrays = run.predictions(result.stage, result.stream)
+    names = dict(enumerate(result.class_names))
+    if arrays is not None and len(arrays.get("texts", ())):
+        return [_text_table(run, result, arrays, names)]
     if arrays is None or not len(arrays.get("thumbnails", ())):
         return []
-    names = dict(enumerate(result.class_names))
     kind = next((kind for kind in DRAWINGS if f"{kind}_true" in arrays), None)
     pictures = []
     for i, row in enumerate(arrays["thumbnail_rows"]):
@@ -79,6 +82,14 @@ def mistake_blocks(run: Run, result: Result) -> list[Block]:
     order = "highest loss first, in the second half others" if kind else "highest loss first"
     return [f"{run.title(result.stage)} on {result.stream}, first seed, {order}: {what}.",
             Gallery(pictures)] if pictures else []
+
+
+def _text_table(run: Run, result: Result, arrays: Mapping[str, np.ndarray], names: Names) -> Table:
+    """Texts that were answered wrongly, highest loss first."""
+    rows = [[_class_caption(arrays, int(row), names), str(text)]
+            for row, text in list(zip(arrays["text_rows"], arrays["texts"], strict=True))[:MOST_MISTAKES]]
+    return Table(["true class → answer", "text"], rows,
+                 f"{run.title(result.stage)} on {result.stream}, first seed: wrong answers, highest loss first")
 
 
 def _class_caption(arrays: Mapping[str, np.ndarray], row: int, names: Names) -> str:
