@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from transfer_jax.layers.normalization import BatchNorm
+from transfer_jax.layers.normalization import BatchNorm, _by_own_statistics, _with_short_gradient
 
 
 def variables(channels=5):
@@ -131,3 +131,43 @@ def test_the_gradient_of_stochastic_norm_is_that_of_the_chosen_statistics():
     own = np.array([np.allclose(half[..., c], ends[1][..., c], atol=1e-6) for c in range(5)])
     assert 0 < own.sum() < 5
     np.testing.assert_allclose(half, np.where(own, ends[1], ends[0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (7, 3), (2, 3, 4, 4, 3)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_written_gradient_is_the_derived_one(affine, shape):
+    """Also to the statistics themselves, of second order, per member and inside of remat and scan."""
+    x = 2 * jax.random.normal(jax.random.key(0), (2, *shape), jnp.float32) + 1
+    scale, bias = (jax.random.normal(jax.random.key(i), (3,)) if affine else None for i in (1, 2))
+
+    def run(function):
+        def loss(x, scale, bias):
+            y, mean, var = jax.checkpoint(lambda *given: function(1e-2, *given))(x, scale, bias)
+            return jnp.sin(y).sum() + jnp.cos(3 * mean).sum() + jnp.sin(2 * var).sum()
+
+        def twice(x, scale, bias):
+            gradients = jax.grad(loss, (0, 1, 2))(x, scale, bias)
+            return sum(jnp.sin(g).sum() for g in jax.tree.leaves(gradients)), gradients
+
+        run = jax.jit(jax.vmap(jax.grad(twice, (0, 1, 2), has_aux=True), (0, None, None)))
+        return jax.lax.scan(lambda carry, x: (carry, run(x, scale, bias)), 0, x[None])[1]
+
+    with jax.enable_x64(True):
+        x, scale, bias = jax.tree.map(lambda a: a.astype(jnp.float64), (x, scale, bias))
+        written, derived = run(_with_short_gradient), run(_by_own_statistics)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), written, derived)
+
+
+def test_gradients_of_bfloat16_images():
+    x, own = images().astype(jnp.bfloat16), variables()
+
+    def gradients(x):
+        def loss(params, x):
+            return jnp.sin(BatchNorm().apply({**own, "params": params}, x, True, mutable=["batch_stats"])[0]
+                           .astype(jnp.float32)).sum()
+        return jax.grad(loss, (0, 1))(own["params"], x)
+
+    (params, to_x), (wide_params, wide_x) = gradients(x), gradients(x.astype(jnp.float32))
+    assert to_x.dtype == jnp.bfloat16 and params["scale"].dtype == jnp.float32
+    np.testing.assert_allclose(to_x.astype(np.float32), wide_x, atol=0.05)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.05, atol=0.3), params, wide_params)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from transfer_jax.core.errors import UserError
+from transfer_jax.layers.dense import Dense
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None,
@@ -126,11 +127,11 @@ class SelfAttention(Attending):
             raise UserError(f"{self.heads} attention heads do not divide the width {width}; choose a divisor of it")
 
         def heads(name: str, inputs: jax.Array) -> jax.Array:
-            y = nn.Dense(width, self.qkv_bias, self.dtype, kernel_init=self.kernel_init, name=name)(inputs)
+            y = Dense(width, self.qkv_bias, self.dtype, kernel_init=self.kernel_init, name=name)(inputs)
             return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
 
         source = x if source is None else source
         drop = nn.Dropout(self.dropout, deterministic=False) if train and self.dropout else None
         y = self.mix(heads("query", x), heads("key", source), heads("value", source), mask, bias, causal, drop)
-        return nn.Dense(width, self.out_bias, self.dtype, kernel_init=self.kernel_init,
-                        name="out")(y.reshape(x.shape))
+        return Dense(width, self.out_bias, self.dtype, kernel_init=self.kernel_init,
+                     name="out")(y.reshape(x.shape))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
+from transfer_jax.layers.dense import product
 from transfer_jax.layers.depthwise import depthwise
 from transfer_jax.layers.lowering import LAYOUT, Geometry, Pair, convolution
 
@@ -39,7 +40,7 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Pair = (1, 1), padding: P
     pads = explicit_padding(padding, x.shape[1:3], kernel.shape[:2], strides)
     if jax.default_backend() == "cpu":
         if groups == 1 and kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
-            return x[:, ::strides[0], ::strides[1]] @ kernel[0, 0]
+            return product(x[:, ::strides[0], ::strides[1]], kernel[0, 0])
         if groups == 1 and kernel.shape[:2] == strides and pads == ((0, 0), (0, 0)):
             return _patchwise(x, kernel)
         if 1 < groups == x.shape[-1]:
@@ -57,7 +58,7 @@ def _patchwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     (rows, columns), (h, w) = (n // k for n, k in zip(x.shape[1:3], kernel.shape, strict=False)), kernel.shape[:2]
     x = x[:, :rows * h, :columns * w].reshape(x.shape[0], rows, h, columns, w, x.shape[3])
     patches = jnp.swapaxes(x, 2, 3).reshape(x.shape[0], rows, columns, -1)
-    return patches @ kernel.reshape(-1, kernel.shape[3])
+    return product(patches, kernel.reshape(-1, kernel.shape[3]))
 
 
 class Conv(nn.Module):

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from transfer_jax.layers.dense import product
+
 Pair = tuple[int, int]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 UNROLLED_MEMBERS = 8  # more members than this run in a loop: a little slower, but compiled once
@@ -99,7 +101,7 @@ def each_member(function: Callable, folds: bool) -> Callable:
 def _forward(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     features = kernel.shape[3]
     if geometry.cramped or (2 <= x.shape[3] <= 4 and max(geometry.kernel) <= 3):
-        return _matmul(_patches(geometry, x), kernel.reshape(-1, features))
+        return product(_patches(geometry, x), kernel.reshape(-1, features))
     # Eigen reads four channels at a time; a count that does not divide by four costs up to ten times as much.
     channels = 0 if x.shape[3] == 1 else -x.shape[3] % 4
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, channels)))
@@ -126,7 +128,7 @@ def _to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     shape = (*geometry.kernel, x.shape[3], g.shape[3])
     if geometry.cramped:
         patches = _patches(geometry, x)
-        return _matmul(patches.reshape(-1, patches.shape[-1]).T, g.reshape(-1, g.shape[-1])).reshape(shape)
+        return product(patches.reshape(-1, patches.shape[-1]).T, g.reshape(-1, g.shape[-1])).reshape(shape)
     g = jnp.pad(g, ((0, 0), (0, 0), (0, 0), (0, _more_features(g.shape[3]))))
     pieces = _pieces(x.shape[0], geometry.output[0] * geometry.output[1])
     x, g = (a.reshape(a.shape[0] // pieces, pieces, *a.shape[1:]) for a in (x, g))
@@ -175,7 +177,7 @@ def window(x: jax.Array, row: int, column: int, output: Pair, strides: Pair) -> 
 def _overlap_add(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
     """Image gradient as one matrix product, whose windows are then added where they lay in the image."""
     channels, features = kernel.shape[2:]
-    windows = _matmul(g, kernel.reshape(-1, features).T)
+    windows = product(g, kernel.reshape(-1, features).T)
     total = 0.0
     for number, tap in enumerate(itertools.product(*map(range, geometry.kernel))):
         edges = [(0, 0, 0)]
@@ -186,7 +188,3 @@ def _overlap_add(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Arr
         part = windows[..., number * channels:(number + 1) * channels]
         total += lax.pad(part.astype(jnp.promote_types(g.dtype, jnp.float32)), 0.0, [*edges, (0, 0, 0)])
     return total.astype(g.dtype)
-
-
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    return (a.reshape(-1, a.shape[-1]) @ b).reshape(*a.shape[:-1], b.shape[-1])

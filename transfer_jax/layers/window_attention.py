@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.layers.attention import Attending
+from transfer_jax.layers.dense import Dense
 
 Pair = tuple[int, int]
 
@@ -93,8 +94,8 @@ class WindowAttention(Attending):
         drop = nn.Dropout(self.dropout, deterministic=False) if train and self.dropout else None
         return self.mix(heads("query"), heads("key"), heads("value"), mask, bias[None], False, drop).reshape(x.shape)
 
-    def _dense(self, features: int, name: str) -> nn.Dense:
-        return nn.Dense(features, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
+    def _dense(self, features: int, name: str) -> Dense:
+        return Dense(features, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
 
     def _split(self, x: jax.Array) -> jax.Array:
         """[B, H, W, D] -> windows [B, N, window^2, D], row by row."""

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.layers.convolution import Conv
+from transfer_jax.layers.dense import Dense
 from transfer_jax.layers.materialization import materialized
 from transfer_jax.layers.normalization import LayerNorm
 from transfer_jax.layers.pooling import global_average
@@ -48,9 +49,9 @@ class ConvNeXtBlock(nn.Module):
         y = Conv(channels, 7, padding=3, feature_group_count=channels, dtype=self.dtype, kernel_init=initial,
                  name="dwconv")(x)
         y = layer_norm("norm", self.dtype)(y)
-        y = nn.Dense(4 * channels, dtype=self.dtype, kernel_init=initial, name="pwconv1")(y)
+        y = Dense(4 * channels, dtype=self.dtype, kernel_init=initial, name="pwconv1")(y)
         y = nn.gelu(y, approximate=False)
-        y = nn.Dense(channels, dtype=self.dtype, kernel_init=initial, name="pwconv2")(y)
+        y = Dense(channels, dtype=self.dtype, kernel_init=initial, name="pwconv2")(y)
         factors = self.param("layer_scale", nn.initializers.constant(self.layer_scale), (channels,), jnp.float32)
         return materialized(x + DropPath(self.drop_path)(y * factors.astype(y.dtype), train))
 

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.layers.convolution import Conv
+from transfer_jax.layers.dense import Dense
 from transfer_jax.layers.materialization import materialized
 from transfer_jax.layers.normalization import LayerNorm
 from transfer_jax.layers.pooling import global_average
@@ -74,7 +75,7 @@ class PatchMerging(nn.Module):
         batch, height, width, features = x.shape
         x = x.reshape(batch, height // 2, 2, width // 2, 2, features).transpose(0, 1, 3, 4, 2, 5)
         x = layer_norm("norm", self.dtype)(x.reshape(batch, height // 2, width // 2, 4 * features))
-        return nn.Dense(2 * features, use_bias=False, dtype=self.dtype, kernel_init=initial, name="reduction")(x)
+        return Dense(2 * features, use_bias=False, dtype=self.dtype, kernel_init=initial, name="reduction")(x)
 
 
 class SwinStage(nn.Module):

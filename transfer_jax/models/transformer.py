@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from transfer_jax.core.errors import unknown
 from transfer_jax.layers.attention import SelfAttention
+from transfer_jax.layers.dense import Dense
 from transfer_jax.layers.materialization import materialized
 from transfer_jax.layers.normalization import LayerNorm
 from transfer_jax.layers.stochastic_depth import DropPath
@@ -46,9 +47,9 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         if self.activation not in ACTIVATIONS:
             raise unknown("activation", self.activation, ACTIVATIONS, "a transformer")
-        y = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="fc1")(x)
+        y = Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="fc1")(x)
         y = nn.Dropout(self.dropout, deterministic=not train)(ACTIVATIONS[self.activation](y))
-        y = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="fc2")(y)
+        y = Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="fc2")(y)
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
 
