@@ -227,6 +227,14 @@ def runs_of(folder: Path) -> list[Path]:
     return [folder / run["name"] for run in runs if finished(folder / run["name"])]
 
 
+def finished_runs(folder: Path) -> list[Path]:
+    """The folder of a finished run, or those of a sweep's runs if all have finished; empty if there is none."""
+    if not (folder / SWEEP).is_file():
+        return [folder] if finished(folder) else []
+    found = [folder / run["name"] for run in json.loads((folder / SWEEP).read_text())["runs"]]
+    return found if all(finished(run) for run in found) else []
+
+
 def run_one(config: str, workdir: Path, flags: Sequence[str]) -> str:
     """Runs one entry in a process of its own; returns its state."""
     return _attempt(config, workdir, flags)[0]
