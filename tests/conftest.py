@@ -122,6 +122,13 @@ def compilation_for_bits(request):
 
 
 @pytest.fixture
+def quick_unless_all(request):
+    """For single tests of a module that runs what users run: `quick_compilation`, but with --all as users run them."""
+    with contextlib.nullcontext() if request.config.getoption("--all") else quick_compilation():
+        yield
+
+
+@pytest.fixture
 def own_compilation(compilation, monkeypatch):
     """The compiler's own settings, for one test."""
     monkeypatch.setattr(compiler, "get_compile_options", OWN_OPTIONS)

@@ -7,10 +7,12 @@ that three of them know, on sketches; and on chest X-rays and photographs.
             mobilenet,source_classes=1000 tiny_darknet,source_classes=1000 doodlenet,source_classes=345 \\
             --finetune --workdir runs/transferability/$target --out runs/transferability/$target/rank.json
     done
+    python -m transfer_jax.sweep --config configs/ablations/transferability.py:data=xrays --workdir runs/truth_of_xrays
 
-`xrays` and `photographs` were measured in a run of their own (runs/transferability_more); `drawn_digits` is there too,
-but not measured. The truth is probing, then fine-tuning, with the rates of configs/finetune.py and 60 steps each, on
-40, 20, 14, 50 and 14 images of a class, other ones for each seed.
+The sweep trains the truth of one target alone, a run for each source. `xrays` and `photographs` were measured in a run
+of their own (runs/transferability_more); `drawn_digits` is there too, but not measured. The truth is probing, then
+fine-tuning, with the rates of configs/finetune.py and 60 steps each, on 40, 20, 14, 50 and 14 images of a class, other
+ones for each seed.
 
 Measured on two CPU cores, very busy with other work, in 54 min; 3 seeds. Seen of the literature: the source that is
 like the target wins (CIFAR-10 networks on JPEGs, 0.822 ± 0.040 against 0.515 ± 0.030 of the best from elsewhere;
@@ -45,6 +47,7 @@ from __future__ import annotations
 
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_collections
@@ -92,6 +95,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         name=f"transferability-{args.data}-{args.weights}", seeds=tuple(range(args.seeds)), streams=streams,
         log_every=20, checkpoint_every=0, export=None, report=dict(title=f"{args.weights} on {args.data}"),
         **expand(args.recipe, setting)))
+
+
+def get_sweep(arg: str | None = None) -> Iterator[dict]:
+    """Every source, on the target that the argument names."""
+    yield from ({"arg": f"weights={name}"} for name in SOURCES)
 
 
 def target(name: str) -> dict[str, dict]:

@@ -2,7 +2,8 @@
 
     PYTHONPATH=. python configs/ablations/write_results.py RUNS
 
-RUNS holds one folder for each ablation, named like its config; those that are not there keep their section.
+RUNS holds one folder for each ablation, named like its config: a run, or a sweep, whose finished runs stand together;
+those that are not there keep their section.
 `transferability_more` holds targets of the ablation `transferability` from another run of it.
 """
 
@@ -21,7 +22,7 @@ from transfer_jax.experiment.report.pivot import layout, pivot
 from transfer_jax.experiment.report.regret import chosen_cells, read_advice, regret_table, with_choices
 from transfer_jax.experiment.report.scores import score_tables
 from transfer_jax.experiment.report.tables import Table, to_markdown
-from transfer_jax.experiment.sweeping import finished
+from transfer_jax.experiment.sweeping import runs_of
 
 CONFIGS = Path(__file__).resolve().parent
 DOCS = CONFIGS.parents[1] / "docs"
@@ -39,9 +40,9 @@ def section(name: str, workdir: Path) -> str:
     """One ablation: its docstring, its tables, its figures (written beside the page)."""
     if name.startswith("transferability"):
         return scores_and_truth(name, workdir)
-    run = read_runs([workdir])
+    run = read_runs(runs_of(workdir))
     table = pivot(run, layout(run))
-    advice = read_advice(run[0], table)
+    advice = read_advice(run[0], table) if len(run) == 1 else []
     tables = score_tables(run, table)
     if advice:
         tables = [with_choices(each, advice, stream) for each, stream in zip(tables, table.layout.streams, strict=True)]
@@ -62,8 +63,8 @@ def scores_and_truth(name: str, folder: Path) -> str:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the folder holds a finished run, or rankings of finished runs."""
-    return finished(folder) or any(folder.glob("*/rank.json"))
+    """Whether the folder holds finished runs, or rankings of such."""
+    return bool(runs_of(folder)) or any(folder.glob("*/rank.json"))
 
 
 def page_section(name: str, title: str, tables: Sequence[Table], pictures: Sequence[Picture]) -> str:

@@ -34,7 +34,7 @@ Weights and rates were set once and not searched. Not measured: the full budget,
 Each recipe can be a run of its own, which other runs cannot break; what has ended is skipped when the command is given
 again, and the report is one:
 
-    python -m transfer_jax.sweep --config configs/adaptation/digits.py:pair=mnist_usps --workdir runs/sweep
+    python -m transfer_jax.sweep --config configs/adaptation/digits.py:pair=mnist_usps --workdir runs/mnist_usps
 """
 
 from __future__ import annotations

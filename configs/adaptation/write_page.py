@@ -2,12 +2,13 @@
 
     PYTHONPATH=. python configs/adaptation/write_page.py RUNS
 
-RUNS holds one folder for each name of `CONFIGS`; those that are not there keep their section.
+RUNS holds one folder for each name of `CONFIGS`, of a run or of a sweep; those that are not there keep their section.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 from pathlib import Path
 
 from transfer_jax import command_line
@@ -19,7 +20,7 @@ from transfer_jax.experiment.report.measured_page import measured_sections, with
 from transfer_jax.experiment.report.pivot import Pivot, layout, pivot
 from transfer_jax.experiment.report.scores import score_tables
 from transfer_jax.experiment.report.tables import Table, to_markdown
-from transfer_jax.experiment.sweeping import finished
+from transfer_jax.experiment.sweeping import finished_runs
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
@@ -40,8 +41,10 @@ COLUMN = {"mnist_usps": 0, "usps_mnist": 1}
 
 def section(name: str, folder: Path, with_text: bool) -> str:
     """One run: the docstring of its config, its table, what choosing costs, its figures (written beside the page)."""
-    runs = read_runs([folder])
+    runs = read_runs(finished_runs(folder))
     table = pivot(runs, layout(runs))
+    if len({row.name for row in table.rows}) == len(table.rows):
+        table = dataclasses.replace(table, several_runs=False)  # those of a sweep over methods need no other name
     text = (ast.get_docstring(ast.parse((HERE / f"{CONFIGS[name]}.py").read_text())) or "") if with_text else ""
     first, _, rest = text.partition("\n\n")
     parts = [f"### {TITLES.get(name, table.layout.title)}", " ".join(first.split()), rest,
@@ -84,7 +87,7 @@ def cost_of_choosing(found: list[choices.Choices]) -> Table:
 def main(arguments: list[str]) -> int:
     """Raises UserError if the folder holds none of the runs."""
     folder = Path(arguments[0]) if len(arguments) == 1 else Path()
-    done = [name for name in CONFIGS if finished(folder / name)]
+    done = [name for name in CONFIGS if finished_runs(folder / name)]
     if not done:
         raise UserError(f"{folder} holds no finished run ({', '.join(CONFIGS)}); run one first")
     page = DOCS / "adaptation.md"

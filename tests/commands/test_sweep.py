@@ -35,6 +35,9 @@ def test_a_sweep_survives_a_failing_run_and_skips_finished_ones(tmp_path, digits
     assert (tmp_path / "sweep" / "lr=0.01" / "report.html").stat().st_mtime_ns == kept
     text = (tmp_path / "sweep" / "report.md").read_text()
     assert all(f"lr={rate}" in text for rate in (0.01, 0.02, 0.03))
+    (tmp_path / "sweep" / "report.md").unlink()
+    done = command("report", "--workdir", tmp_path / "sweep")
+    assert done.returncode == 0 and (tmp_path / "sweep" / "report.md").read_text() == text, done.stderr
 
 
 def test_a_sweep_of_failures_is_an_error(tmp_path, digits_file):

@@ -1,5 +1,6 @@
 """The measured section of docs/adaptation.md is made of what runs left."""
 
+import json
 import shutil
 
 import pytest
@@ -39,6 +40,23 @@ def test_a_run_becomes_a_section_and_others_stay(script, digits_file, tmp_path, 
     assert text.index("### Digits: MNIST") < text.index("of an earlier day") and text.endswith("after\n")
     assert (tmp_path / "docs" / "figures").is_dir() and "written" in capsys.readouterr().out
     script.main([str(tmp_path / "runs")])
+    assert page.read_text() == text
+    check_sweep(script, tmp_path, text)
+
+
+def check_sweep(script, tmp_path, text):
+    """The same run as the only one of a sweep gives the same section; a sweep that has not ended gives none."""
+    (tmp_path / "sweeps").mkdir()
+    shutil.move(tmp_path / "runs" / "mnist_usps", tmp_path / "sweeps" / "mnist_usps" / "recipes=DANN")
+    told = tmp_path / "sweeps" / "mnist_usps" / "sweep.json"
+    told.write_text(json.dumps({"runs": [{"name": "recipes=DANN"}, {"name": "recipes=MCC"}]}))
+    with pytest.raises(UserError, match="no finished run"):
+        script.main([str(tmp_path / "sweeps")])
+    told.write_text(json.dumps({"runs": [{"name": "recipes=DANN"}]}))
+    page = tmp_path / "docs" / "adaptation.md"
+    page.write_text(page.read_text().replace("| DANN | 0.", "| changed | 0."))
+    assert page.read_text() != text
+    script.main([str(tmp_path / "sweeps")])
     assert page.read_text() == text
 
 

@@ -11,12 +11,19 @@ from transfer_jax.core.errors import UserError
 from transfer_jax.core.spec import Component, build
 from transfer_jax.experiment.assembly import Assembly
 from transfer_jax.experiment.spec import ExperimentSpec
+from transfer_jax.experiment.sweeping import Sweep
 from transfer_jax.models import build_backbone
 
 CONFIG = ROOT / "configs" / "ablations" / "transferability.py"
 MODULE = load_module(CONFIG)
 needs_data = pytest.mark.skipif(not (Path(os.environ.get("TRANSFER_JAX_DATA", ROOT.parent / "shared" / "data")) /
                                      "weights").is_dir(), reason="the folder of standard data sets is absent")
+
+
+def test_a_sweep_is_over_the_sources():
+    sweep = Sweep(f"{CONFIG}:data=xrays", Path())
+    assert [sweep.reference(name) for name in sweep.runs] == [f"{CONFIG}:data=xrays,weights={name}"
+                                                               for name in MODULE.SOURCES]
 
 
 @needs_data

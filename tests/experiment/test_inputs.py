@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny_experiment import config, run
+from tiny_experiment import config, run, single, trained
 
 from transfer_jax.core.errors import UserError
 from transfer_jax.core.inputs import FromTaps
@@ -36,6 +36,31 @@ def test_experts_behind_a_network_train_are_scored_and_start_a_later_stage(value
     assert {"experts/expert0_dense0/kernel", "experts/gate_digits/kernel"} <= moved
     assert any(path.startswith("backbone/") for path in moved)
     assert not any("gate_other" in path for path in moved)  # no task reads it
+
+
+def test_all_ways_to_share_train_side_by_side(digits_file):
+    """Two steps of a stage whose heads read stitched columns, attention and layered experts, each that of one task."""
+    tasks = ("a", "b")
+    parts = {"stitched": {"kind": "cross_stitch", "tasks": tasks, "at": ("stage1",),
+                          "column": {"kind": "small_cnn", "widths": (3,), "norm": "batch"}},
+             "attended": {"kind": "task_attention", "tasks": tasks, "stages": 1},
+             "layered": {"kind": "progressive_experts", "tasks": tasks, "own": 1, "shared": 1, "levels": 1,
+                         "hidden": (3,)}}
+    heads = {part: {"kind": "linear", "tap": f"{part}/{tap}"} for part, tap in
+             (("stitched", "a_pooled"), ("attended", "a"), ("layered", "a"))}
+    inputs = {"backbone": "image", "stitched": "image", "attended": ("backbone/stage1",), "layered": "backbone/pooled"}
+    terms = {part: {"kind": "task", "task": part, "stream": "train"} for part in parts}
+    found = trained(single(digits_file, {"steps": 2, "objective": {"terms": terms}, "evaluate": {}}, {
+        "model.backbones": {"backbone": {"kind": "small_cnn", "widths": (3,)}, **parts}, "model.heads": heads,
+        "streams.train.inputs": inputs, "streams.test.inputs": inputs,
+        "tasks": {part: {"kind": "classification", "head": part} for part in parts}}))
+    before, after = found.before.trainable, found.after.trainable
+    moved = {path for path in after if not np.array_equal(after[path], before[path])}
+    assert {"stitched/stitch_stage1", "backbone/stage1_conv1/kernel", "attended/a1_h/kernel"} <= moved
+    columns = [path for path in moved if path.startswith("stitched/columns/") and path.endswith("kernel")]
+    assert columns and all((after[path] != before[path]).any((0, 2, 3, 4, 5)).all() for path in columns)  # both columns
+    assert {"layered/level1_gate_a/kernel", "layered/level1_a_expert0_dense0/kernel"} <= moved
+    assert not any(part in path for path in moved for part in ("attended/b", "level1_gate_b", "level1_b_"))
 
 
 @pytest.mark.parametrize(("inputs", "words"), [

@@ -14,6 +14,7 @@ from transfer_jax.experiment.workdir import Workdir
 def test_settings_that_came_later_are_no_difference_and_those_that_went_are(tmp_path, digits_file):
     spec = build(ExperimentSpec, config(digits_file))
     Workdir(tmp_path).open(spec, allow_config_change=False)
+    (tmp_path / "stages").mkdir()  # it has done something
     stored = json.loads((tmp_path / "config.json").read_text())
     for stage in stored["stages"].values():
         del stage["initializer"]
@@ -25,6 +26,18 @@ def test_settings_that_came_later_are_no_difference_and_those_that_went_are(tmp_
     (tmp_path / "config.json").write_text(json.dumps({**stored, "gone": 1}))
     with pytest.raises(UserError, match="gone: 1 -> None"):
         Workdir(tmp_path).open(spec, allow_config_change=False)
+
+
+def test_a_config_that_came_to_nothing_gives_way_to_the_mended_one(tmp_path, digits_file):
+    first, mended = (build(ExperimentSpec, config(digits_file, {"name": name})) for name in ("first", "mended"))
+    for spec in (first, mended):
+        Workdir(tmp_path).open(spec, allow_config_change=False)
+    assert Workdir(tmp_path).spec() == mended
+    (tmp_path / "metrics.jsonl").touch()
+    Workdir(tmp_path).open(first, allow_config_change=False)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="name: 'first' -> 'mended'"):
+        Workdir(tmp_path).open(mended, allow_config_change=False)
 
 
 def test_what_a_workdir_tells_of_defaults_is_no_choice(tmp_path, digits_file):

@@ -1,4 +1,7 @@
-"""Layers are tested as users run them: what the compiler makes of their lowering is half of the point."""
+"""Layers are tested as users run them: what the compiler makes of their lowering is half of the point.
+
+Values and gradients, that is. Tests of what is built on those ask for `quick_unless_all`.
+"""
 
 import pytest
 

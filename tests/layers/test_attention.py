@@ -78,6 +78,7 @@ def test_large_scores_do_not_overflow():
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in results)
 
 
+@pytest.mark.usefixtures("quick_unless_all")
 def test_bfloat16_is_close_to_float32():
     q, k, v, g = operands()
     low = value_and_gradients(attention, *(a.astype(jnp.bfloat16) for a in (q, k, v)), g)
@@ -86,6 +87,7 @@ def test_bfloat16_is_close_to_float32():
                  value_and_gradients(attention, q, k, v, g))
 
 
+@pytest.mark.usefixtures("quick_unless_all")
 def test_vmap_scan_and_remat_equal_plain_calls():
     *qkv, g = operands()
     stacked = [jnp.stack([a, 2 * a, -a]) for a in (*qkv, g)]
@@ -101,6 +103,7 @@ def test_vmap_scan_and_remat_equal_plain_calls():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6), result, expected)
 
 
+@pytest.mark.usefixtures("quick_unless_all")
 @pytest.mark.parametrize("cross", [False, True])
 def test_module_equals_torch(cross, torch):
     width = H * D
@@ -124,6 +127,7 @@ def test_module_equals_torch(cross, torch):
                                theirs(a, b, b)[0].detach().numpy(), atol=2e-6)
 
 
+@pytest.mark.usefixtures("quick_unless_all")
 def test_dropout_acts_in_training_only_and_keeps_the_mean():
     x = jax.random.normal(jax.random.key(0), (B, T, 12))
     layer, plain = SelfAttention(3, dropout=0.5), SelfAttention(3)

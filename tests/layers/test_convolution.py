@@ -86,7 +86,9 @@ def test_equals_flax_in_value_and_gradients(case):
 
 @pytest.mark.parametrize("case", ["plain", "strided", "few channels", "cramped", "pointwise", *MORE])
 @pytest.mark.parametrize("mapped", [(0, 0), (0, None), (None, 0)])
-def test_members_under_vmap_equal_members_one_by_one(case, mapped):
+def test_members_under_vmap_equal_members_one_by_one(case, mapped, request):
+    if mapped != (0, 0):  # one of the three as users run it
+        request.getfixturevalue("quick_unless_all")
     size, channels, features, kernel, strides, padding, groups = CASES[case]
     x, k = operands(size, channels, features, kernel, groups, members=(3,))
     x, k = (a if axis == 0 else a[0] for a, axis in zip((x, k), mapped, strict=True))
@@ -107,6 +109,7 @@ def test_many_members_and_members_of_members():
     close(flat, jax.tree.map(lambda *leaves: jnp.stack(leaves), *single))
 
 
+@pytest.mark.usefixtures("quick_unless_all")
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_descent_inside_a_loop_equals_descent_outside(groups):
     x, k = operands((8, 8), 8, 8, (3, 3), groups, members=(2,))
@@ -127,6 +130,7 @@ def test_descent_inside_a_loop_equals_descent_outside(groups):
     assert float(jnp.abs(inside - k).max()) > 1e-4
 
 
+@pytest.mark.usefixtures("quick_unless_all")
 @pytest.mark.parametrize("groups", [1, 8])
 def test_second_derivative_equals_flax(groups):
     x, k = operands((6, 6), 8, 8, (3, 3), groups)
@@ -140,6 +144,7 @@ def test_second_derivative_equals_flax(groups):
     close(ours, penalty(lambda x, k: reference(x, k, (1, 1), "SAME", groups)), 1e-4)
 
 
+@pytest.mark.usefixtures("quick_unless_all")
 @pytest.mark.parametrize("case", ["plain", "strided", "few channels", "cramped", "pointwise", "pieces", *MORE])
 def test_bfloat16_is_close_to_float32(case):
     size, channels, features, kernel, strides, padding, groups = CASES[case]
@@ -150,6 +155,7 @@ def test_bfloat16_is_close_to_float32(case):
     close(low, jax.jit(run)(x, k), 0.03)
 
 
+@pytest.mark.usefixtures("quick_unless_all")
 @pytest.mark.parametrize("kernel_size", [3, (3, 5)])
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_module_has_the_parameters_of_flax(kernel_size, use_bias):

@@ -7,6 +7,7 @@ from synthetic_workdir import make_workdir
 from tiny_experiment import ROOT
 
 from transfer_jax.core.config import load_module
+from transfer_jax.experiment import sweeping
 from transfer_jax.experiment.ranking import Candidate, record
 
 
@@ -14,7 +15,7 @@ from transfer_jax.experiment.ranking import Candidate, record
 def script(tmp_path, monkeypatch):
     module = load_module(ROOT / "configs" / "ablations" / "write_results.py")
     monkeypatch.setattr(module, "DOCS", tmp_path)
-    monkeypatch.setattr(module, "finished", lambda folder: (folder / "results.json").is_file())
+    monkeypatch.setattr(sweeping, "finished", lambda folder: (folder / "results.json").is_file())
     return module
 
 
@@ -30,6 +31,17 @@ def test_sections_are_written_and_kept(script, tmp_path, capsys):
     both = (tmp_path / "results.md").read_text()
     assert both.index("learning_curves -->") < both.index("distortion -->")
     assert both.split("<!-- distortion -->")[1].strip() == first.split("<!-- distortion -->")[1].strip()
+
+
+def test_the_finished_runs_of_a_sweep_stand_together(script, tmp_path):
+    folder = tmp_path / "runs" / "distortion"
+    for name in ("labels=5", "labels=100"):
+        make_workdir(folder / name, seeds=3)
+    names = ("labels=5", "labels=100", "labels=500")  # the last one is not done
+    (folder / "sweep.json").write_text(json.dumps({"runs": [{"name": name} for name in names]}))
+    assert script.main([str(tmp_path / "runs")]) == 0
+    page = (tmp_path / "results.md").read_text()
+    assert 0 < page.index("labels=5 |") < page.index("labels=100 |") and "labels=500" not in page
 
 
 def test_rankings_are_a_section_of_their_own(script, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import re
 import shutil
 import signal
@@ -29,6 +30,7 @@ from transfer_jax.training.interruption import Interrupted
 from transfer_jax.training.progress import Progress, print_table
 
 DONE, SKIPPED, FAILED, STOPPED = "done", "finished before", "failed", "stopped"
+SWEEP = "sweep.json"
 POLL_SECONDS = 1.0
 DAY_MINUTES = 24 * 60
 
@@ -97,7 +99,7 @@ class Sweep:
 
     def _write(self, states: Mapping[str, str]) -> None:
         self.workdir.mkdir(parents=True, exist_ok=True)
-        write_json(self.workdir / "sweep.json", {"config": self.config, "overrides": list(self.overrides), "runs": [
+        write_json(self.workdir / SWEEP, {"config": self.config, "overrides": list(self.overrides), "runs": [
             {"name": name, "overrides": {k: repr(v) for k, v in run.items()}, "state": states.get(name, "not started")}
             for name, run in self.runs.items()]})
 
@@ -215,6 +217,22 @@ def finished(workdir: Path) -> bool:
         return False
     run = Workdir(workdir)
     return all(run.record(stage) is not None for stage in run.spec().stages) and (workdir / "report.html").is_file()
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The folder of a finished run, or those of the finished runs of a sweep, in its order; empty without any."""
+    if not (folder / SWEEP).is_file():
+        return [folder] if finished(folder) else []
+    runs = json.loads((folder / SWEEP).read_text())["runs"]
+    return [folder / run["name"] for run in runs if finished(folder / run["name"])]
+
+
+def finished_runs(folder: Path) -> list[Path]:
+    """The folder of a finished run, or those of a sweep's runs if all have finished; empty if there is none."""
+    if not (folder / SWEEP).is_file():
+        return [folder] if finished(folder) else []
+    found = [folder / run["name"] for run in json.loads((folder / SWEEP).read_text())["runs"]]
+    return found if all(finished(run) for run in found) else []
 
 
 def run_one(config: str, workdir: Path, flags: Sequence[str]) -> str:

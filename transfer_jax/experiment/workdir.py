@@ -53,7 +53,7 @@ class Workdir:
             raise UserError(f"the workdir {self.path} cannot be made: {error.strerror}; choose another") from error
         new = json.loads(spec.model_dump_json())
         old = self.read_json("config.json")
-        if old is not None and not allow_config_change:
+        if old is not None and self.in_use and not allow_config_change:
             lines = [line for line in differences(_with_defaults(old), new)
                      if line.split(":")[0].split(".")[0] not in FREE_TO_CHANGE]
             if lines:
@@ -65,6 +65,13 @@ class Workdir:
         except OSError as error:
             raise UserError(f"nothing can be written in the workdir {self.path}: {error.strerror}; choose another, or "
                             f"make room") from error
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a run has left more here than its configuration, which a faulty one does, too."""
+        metrics = self.path / "metrics.jsonl"
+        return any((self.path / name).exists() for name in ("checkpoints", "stages")) or (
+            metrics.is_file() and metrics.stat().st_size > 0)
 
     def check_shared(self) -> None:
         """Raises UserError in a process that does not see what process 0 wrote."""

@@ -269,13 +269,13 @@ def with_carried(side: Side, slot: str, carried: Any) -> Side:
 def _one_after_the_other(linear: list[Callable], at: Any) -> list[Any]:
     """The gradients of linear functions to a scalar.
 
-    Each waits for the one before. Else the compiler runs their backward passes side by side, with the memory of all of
-    them at once, which is slower, too, where that exceeds a cache.
+    On a CPU each waits for the one before. Else XLA:CPU runs their backward passes side by side, with the memory of all
+    of them at once, which is slower, too, where that exceeds a cache.
     """
     found: list[Any] = []
     for one in linear:
         seed = jnp.ones((), jax.eval_shape(one, at).dtype)
-        if found:
+        if found and jax.default_backend() == "cpu":
             seed = _after(found[-1], seed)
         found.append(jax.linear_transpose(one, at)(seed)[0])
     return found
