@@ -103,7 +103,9 @@ def test_order_statistics_are_those_of_sorting():
 
 @pytest.mark.parametrize("rule", ["mean", "mean_with_self", "median", "source_median"])
 @pytest.mark.parametrize("estimator", ["biased", "unbiased", "linear", "ring"])
-def test_equal_vectors_have_finite_values_and_slopes(rule, estimator):
+def test_equal_vectors_have_finite_values_and_slopes(rule, estimator, request):
+    if rule != "mean" and estimator != "biased" and not request.config.getoption("--all"):
+        pytest.skip("the width and the estimate are tried one at a time; run with --all")
     same = {name: np.ones((4, 3)) for name in PAIR}
     value = finite(functools.partial(mmd, bandwidth=rule, estimator=estimator), same)
     np.testing.assert_allclose(value, 0, atol=1e-6)
