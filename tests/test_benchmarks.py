@@ -85,11 +85,12 @@ def test_photographs_are_read_with_augmentation(tmp_path):
 def test_rules_for_gradients_are_compared_with_the_backward_passes_that_they_need():
     multitask = script("multitask")
     times = {name: np.full(3, ms) for name, ms in ((multitask.FORWARD, 1.0), (multitask.BACKWARD, 3.0), ("fixed", 4.0),
-                                                   ("famo", 5.0), ("mgda", 10.0))}
+                                                   ("famo", 5.0), ("mgda", 10.0), ("auto_lambda", 11.0))}
     sides = {name: (None, 3.0 if name == "mgda" else 2.0) for name in times}
     found = {row[0]: row[1:] for row in multitask.rows(sides, times, tasks=3)}
     assert found["mgda"] == ("10.00", "2.50 (2.50-2.50)", "1.25 (1.25-1.25)", "1.50")  # 4 + 2 passes of 2
-    assert found["famo"] == ("5.00", "1.25 (1.25-1.25)", "1.25 (1.25-1.25)", "1.00")
+    assert found["famo"] == ("5.00", "1.25 (1.25-1.25)", "1.00 (1.00-1.00)", "1.00")  # 4 + a forward pass
+    assert found["auto_lambda"][2] == "1.00 (1.00-1.00)"  # 4 + 2 passes of 2 + one of 3
 
 
 def test_models_in_parallel_are_compared_with_one_after_the_other(tmp_path):
