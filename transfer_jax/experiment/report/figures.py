@@ -170,7 +170,7 @@ def learning_curve(title: str, loss: Curve | None, scores: Mapping[str, Curve], 
         figure = new_figure(height, width=3.7, layout="none")
         figure.subplots_adjust(left=0.2, right=0.98, bottom=0.45 / height, top=1 - 0.25 / height, hspace=0.14)
         rows = list(np.atleast_1d(figure.subplots(panels, sharex=True)))
-        rows[0].set_title(textwrap.shorten(title, 44, placeholder="…"))
+        rows[0].set_title(textwrap.shorten(title, 36, placeholder="…"))
         if loss is not None:
             axes = rows.pop(0)
             _draw_curve(axes, thin(*loss), COLORS[-1], "")
