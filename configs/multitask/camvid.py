@@ -1,7 +1,7 @@
 """Classes and borders of road scenes, each alone and both on one trunk of a published network.
 
     python -m transfer_jax.train --config configs/multitask/camvid.py --workdir runs/camvid
-    python configs/multitask/write_page.py runs
+    PYTHONPATH=. python configs/multitask/write_page.py runs
 
 CamVid at 96 x 128 pixels, 367 images to learn from and 233 to score, eleven classes; borders are those of the masks.
 MobileNet v1 (a quarter of the width, ImageNet), whose stem and first two stages keep still and run once; BatchNorm
