@@ -73,13 +73,11 @@ def _merged(parts: Sequence[_Part], chosen: list[Dataset], classes: str | Mappin
     names = {number: dataset.class_names for number, dataset in enumerate(chosen) if kinds[number] & {"label", "mask"}}
     boxes = {number: dataset.box_class_names for number, dataset in enumerate(chosen) if dataset.box_class_names}
     renames = {number: part.classes for number, part in enumerate(parts) if isinstance(part.classes, dict)}
-    given = [_Wishes(renames, classes, left_out)]
-    if names and boxes:
-        given = given[0].apart(names, boxes)
-    for of_boxes, found in enumerate((names, boxes)):
+    said = _Wishes(renames, classes, left_out)
+    given = said.apart(names, boxes) if names and boxes else [said, said]
+    for of_boxes, (found, wishes) in enumerate(zip((names, boxes), given, strict=True)):
         if not found:
             continue
-        wishes = given[of_boxes] if names and boxes else given[0]
         where = "the data set of kind 'merge'" + (", classes of boxes" if names and of_boxes else "")
         space = unite([(parts[number].name, own) for number, own in found.items()], wishes.classes,
                       [wishes.renames.get(number, {}) for number in found], wishes.left_out, where)
