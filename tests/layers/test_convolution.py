@@ -22,6 +22,12 @@ CASES = {
     "stride beyond kernel": ((9, 9), 8, 4, (2, 2), (3, 3), "VALID", 1),
     "few channels": ((8, 8), 3, 16, (3, 3), (1, 1), 1, 1),
     "few channels, wide": ((9, 9), 3, 50, (5, 5), (1, 1), "SAME", 1),
+    "few channels, strided": ((15, 16), 3, 8, (7, 7), (2, 2), 3, 1),
+    "few channels, stride beyond kernel": ((9, 9), 3, 4, (2, 2), (3, 3), ((1, 0), (0, 2)), 1),
+    "one channel, uneven strides": ((11, 9), 1, 4, (3, 5), (3, 2), ((2, 1), (0, 3)), 1),
+    "large, strided": ((57, 56), 8, 6, (3, 3), (2, 2), 1, 1),
+    "large, uneven strides": ((84, 56), 8, 4, (3, 5), (3, 2), ((2, 1), (0, 3)), 1),
+    "large, stride beyond kernel": ((84, 84), 8, 4, (2, 2), (3, 3), "VALID", 1),
     "one channel": ((9, 9), 1, 4, (5, 5), (1, 1), (2, 1), 1),
     "wide": ((8, 8), 8, 50, (5, 5), (1, 1), "SAME", 1),
     "cramped": ((2, 2), 8, 8, (3, 3), (1, 1), "SAME", 1),
@@ -84,7 +90,8 @@ def test_equals_flax_in_value_and_gradients(case):
     close(ours, flax)
 
 
-@pytest.mark.parametrize("case", ["plain", "strided", "few channels", "cramped", "pointwise", *MORE])
+@pytest.mark.parametrize("case", ["plain", "strided", "few channels", "few channels, strided", "cramped", "pointwise",
+                                  *MORE])
 @pytest.mark.parametrize("mapped", [(0, 0), (0, None), (None, 0)])
 def test_members_under_vmap_equal_members_one_by_one(case, mapped, request):
     if mapped != (0, 0):  # one of the three as users run it
@@ -145,7 +152,8 @@ def test_second_derivative_equals_flax(groups):
 
 
 @pytest.mark.usefixtures("quick_unless_all")
-@pytest.mark.parametrize("case", ["plain", "strided", "few channels", "cramped", "pointwise", "pieces", *MORE])
+@pytest.mark.parametrize("case", ["plain", "strided", "few channels", "cramped", "pointwise", "pieces",
+                                  "few channels, strided", "large, strided", *MORE])
 def test_bfloat16_is_close_to_float32(case):
     size, channels, features, kernel, strides, padding, groups = CASES[case]
     x, k = operands(size, channels, features, kernel, groups)

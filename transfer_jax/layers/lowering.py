@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable
 
 import jax
@@ -25,6 +26,10 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 UNROLLED_MEMBERS = 8  # more members than this run in a loop: a little slower, but compiled once
 CONTRACTION = 4096  # positions that one kernel-gradient convolution sums over before its blocks leave the cache
 PIECES = 8
+UNPADDED = ((0, 0), (0, 0))
+FEW_CHANNELS = 4  # images with so few are folded where the stride allows
+PADDED = 256  # positions of a result from which its kernel gradient pads the image before
+PHASED = 784  # and from which it takes strides apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +105,8 @@ def each_member(function: Callable, folds: bool) -> Callable:
 
 def _forward(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     features = kernel.shape[3]
+    if _folds(geometry, x.shape[3]):
+        return _forward(_fold(geometry), _folded(geometry, x), _folded_kernel(geometry, kernel))
     if geometry.cramped or (2 <= x.shape[3] <= 4 and max(geometry.kernel) <= 3):
         return product(_patches(geometry, x), kernel.reshape(-1, features))
     # Eigen reads four channels at a time; a count that does not divide by four costs up to ten times as much.
@@ -129,6 +136,10 @@ def _to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     if geometry.cramped:
         patches = _patches(geometry, x)
         return product(patches.reshape(-1, patches.shape[-1]).T, g.reshape(-1, g.shape[-1])).reshape(shape)
+    if _folds(geometry, x.shape[3]):
+        return _unfolded_kernel(geometry, _to_kernel(_fold(geometry), _folded(geometry, x), g))
+    if geometry.strides != (1, 1) and math.prod(geometry.output) >= PHASED:
+        return _to_kernel_by_phases(geometry, x, g)
     g = jnp.pad(g, ((0, 0), (0, 0), (0, 0), (0, _more_features(g.shape[3]))))
     pieces = _pieces(x.shape[0], geometry.output[0] * geometry.output[1])
     x, g = (a.reshape(a.shape[0] // pieces, pieces, *a.shape[1:]) for a in (x, g))
@@ -155,10 +166,68 @@ def _correlate(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     padding = [(low, k + (o - 1) * s - n - low)
                for k, n, o, s, (low, _) in zip(geometry.kernel, geometry.size, geometry.output, geometry.strides,
                                                geometry.padding, strict=True)]
+    if math.prod(geometry.output) >= PADDED:  # there, XLA:CPU reads value by value what it pads itself
+        x, padding = _fitted(geometry, x), UNPADDED
     return lax.conv_general_dilated(
         jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(g, (1, 2, 0, 3)), (1, 1), padding,
         rhs_dilation=geometry.strides, dimension_numbers=LAYOUT,
         preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _to_kernel_by_phases(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+    """Rows and columns of the image by their remainder modulo the stride: each sees other taps, with stride 1."""
+    x, (sh, sw), (rows, columns) = _fitted(geometry, x), geometry.strides, geometry.output
+    total = jnp.zeros((*geometry.kernel, x.shape[3], g.shape[3]), x.dtype)
+    for first in itertools.product(*(range(min(s, k)) for s, k in zip(geometry.strides, geometry.kernel, strict=True))):
+        height, width = (len(range(f, k, s)) for f, k, s in zip(first, geometry.kernel, geometry.strides, strict=True))
+        phase = Geometry((rows - 1 + height, columns - 1 + width), (height, width), (1, 1), UNPADDED)
+        seen = x[:, first[0]::sh, first[1]::sw][:, :phase.size[0], :phase.size[1]]
+        edges = [(f, k - f - (n - 1) * s - 1, s - 1)
+                 for f, k, n, s in zip(first, geometry.kernel, phase.kernel, geometry.strides, strict=True)]
+        total += lax.pad(_to_kernel(phase, seen, g), jnp.zeros((), x.dtype), [*edges, (0, 0, 0), (0, 0, 0)])
+    return total
+
+
+def _fitted(geometry: Geometry, x: jax.Array, size: Pair | None = None) -> jax.Array:
+    """The image padded or cut to `size`, by default to what the windows see; its first pixel is the first they see."""
+    size = size or tuple((o - 1) * s + k
+                         for o, s, k in zip(geometry.output, geometry.strides, geometry.kernel, strict=True))
+    edges = [(low, to - n - low, 0) for n, to, (low, _) in zip(geometry.size, size, geometry.padding, strict=True)]
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+
+
+def _folds(geometry: Geometry, channels: int) -> bool:
+    """Whether the pixels of a stride become channels, as XLA:CPU is slow with few of them."""
+    return channels <= FEW_CHANNELS and min(geometry.strides) > 1
+
+
+def _fold(geometry: Geometry) -> Geometry:
+    """The convolution whose pixels are the blocks of strides x strides pixels of this one."""
+    blocks = tuple(-(-k // s) for k, s in zip(geometry.kernel, geometry.strides, strict=True))
+    return Geometry(tuple(o - 1 + n for o, n in zip(geometry.output, blocks, strict=True)), blocks, (1, 1), UNPADDED)
+
+
+def _folded(geometry: Geometry, x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, H'', W'', s s' C], the image of `_fold`."""
+    (rows, columns), (sh, sw) = _fold(geometry).size, geometry.strides
+    x = _fitted(geometry, x, (rows * sh, columns * sw))
+    return jnp.swapaxes(x.reshape(x.shape[0], rows, sh, columns, sw, x.shape[3]), 2, 3).reshape(
+        x.shape[0], rows, columns, -1)
+
+
+def _folded_kernel(geometry: Geometry, kernel: jax.Array) -> jax.Array:
+    """[h, w, C, F] -> [h', w', s s' C, F], the kernel of `_fold`."""
+    (rows, columns), (sh, sw) = _fold(geometry).kernel, geometry.strides
+    kernel = jnp.pad(kernel, ((0, rows * sh - kernel.shape[0]), (0, columns * sw - kernel.shape[1]), (0, 0), (0, 0)))
+    kernel = jnp.swapaxes(kernel.reshape(rows, sh, columns, sw, *kernel.shape[2:]), 1, 2)
+    return kernel.reshape(rows, columns, -1, kernel.shape[5])
+
+
+def _unfolded_kernel(geometry: Geometry, kernel: jax.Array) -> jax.Array:
+    """The inverse of `_folded_kernel`."""
+    (rows, columns), (sh, sw) = _fold(geometry).kernel, geometry.strides
+    kernel = jnp.swapaxes(kernel.reshape(rows, columns, sh, sw, -1, kernel.shape[3]), 1, 2)
+    return kernel.reshape(rows * sh, columns * sw, *kernel.shape[4:])[:geometry.kernel[0], :geometry.kernel[1]]
 
 
 def _patches(geometry: Geometry, x: jax.Array) -> jax.Array:
