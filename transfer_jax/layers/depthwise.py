@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from transfer_jax.layers.lowering import Geometry, Pair, differentiable, each_member, window
+from transfer_jax.layers.materialization import apart
 
 ROWS = 14  # rows that one step of the kernel gradient adds up
-STRIP_BYTES = 40_000  # size of one partial sum of the kernel gradient; those of all taps should stay in the cache
+STRIP_BYTES = 80_000  # size of one partial sum of the kernel gradient; those of all taps should stay in the cache
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, strides: Pair, padding: tuple[Pair, Pair]) -> jax.Array:
@@ -80,8 +81,7 @@ def _to_image(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
 def _to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     """Strip by strip of some examples' rows: adds the rows of each tap's products up, and the columns at the end.
 
-    A strip is carried to the next round of the loop instead of being sliced in it: XLA:CPU merges a slice at a variable
-    place into what reads it and then uses no vector instructions.
+    XLA:CPU would merge the cut of a strip at a variable place into what reads it and then use no vector instructions.
     """
     batch, height, width, channels = g.shape
     if g.size == 0:
@@ -89,26 +89,24 @@ def _to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     rows = _divisor(height, ROWS)
     examples = _divisor(batch, STRIP_BYTES // (4 * width * channels))
     per_image = height // rows
-    strips = batch // examples * per_image
     tall = (rows - 1) * geometry.strides[0] + geometry.kernel[0]
 
-    def strip(number: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    def strip(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         example, row = number // per_image * examples, number % per_image * rows
         images = lax.dynamic_slice(x, (example, row * geometry.strides[0], 0, 0),
                                    (examples, tall, x.shape[2], channels))
         return images, lax.dynamic_slice(g, (example, row, 0, 0), (examples, rows, width, channels))
 
-    def add(number: jax.Array, carry: tuple) -> tuple:
-        pieces, totals = carry
-        images, gradients = _wide(*pieces)
+    def add(number: jax.Array, totals: list[jax.Array]) -> list[jax.Array]:
+        images, gradients = _wide(*apart(strip, number))
         new = []
         for (i, j), total in zip(_taps(geometry), totals, strict=True):
             seen = window(images, i, j, (rows, width), geometry.strides)
             new.append(total + sum(seen[:, row] * gradients[:, row] for row in range(rows)))
-        return strip(jnp.minimum(number + 1, strips - 1)), new
+        return new
 
     nothing = jnp.zeros((examples, width, channels), jnp.promote_types(x.dtype, jnp.float32))
-    totals = lax.fori_loop(0, strips, add, (strip(0), [nothing] * len(_taps(geometry))))[1]
+    totals = lax.fori_loop(0, batch // examples * per_image, add, [nothing] * len(_taps(geometry)))
     sums = jnp.stack([total.sum((0, 1)) for total in totals])
     return sums.reshape(*geometry.kernel, 1, channels).astype(x.dtype)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -21,8 +24,14 @@ materialized.defvjp(lambda x: (materialized(x), None), lambda _, cotangent: (mat
 
 
 def _stored(x: jax.Array) -> jax.Array:
-    """`x` behind a branch, which fusions do not cross; the barrier hides from the compiler that it goes one way only.
+    return apart(lambda x: x, x)
 
-    A barrier around `x` alone would not do: it is gone before the compiler fuses.
+
+def apart(function: Callable, *operands: Any) -> Any:
+    """`function(*operands)`, float arrays, behind a branch, which the fusions of XLA:CPU do not cross.
+
+    The barrier hides from the compiler that the branch goes one way only. A barrier around the result alone would not
+    do: it is gone before the compiler fuses.
     """
-    return jax.lax.cond(jax.lax.optimization_barrier(True), lambda x: x, jnp.negative, x)
+    return jax.lax.cond(jax.lax.optimization_barrier(True), function,
+                        lambda *operands: jax.tree.map(jnp.negative, function(*operands)), *operands)
