@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from transfer_jax.layers.dense import product
+from transfer_jax.layers.materialization import shared
 
 Pair = tuple[int, int]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -74,8 +75,12 @@ def _bilinear(geometry: Geometry) -> tuple[Callable, Callable, Callable]:
 def differentiable(function: Callable, gradients: Callable) -> Callable:
     """`function` of two arrays, whose derivatives are `gradients`(cotangent, first, second)."""
     wrapped = jax.custom_vjp(function)
-    # The saved pass calls the wrapped function, not the bare one, so that it can itself be differentiated.
-    wrapped.defvjp(lambda a, b: (wrapped(a, b), (a, b)), lambda saved, cotangent: gradients(cotangent, *saved))
+
+    def saved_pass(a: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        a = shared(a)
+        return wrapped(a, b), (a, b)  # the wrapped function, not the bare one: it can itself be differentiated
+
+    wrapped.defvjp(saved_pass, lambda saved, cotangent: gradients(cotangent, *saved))
     return wrapped
 
 
@@ -141,9 +146,7 @@ def _to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     if geometry.strides != (1, 1) and math.prod(geometry.output) >= PHASED:
         return _to_kernel_by_phases(geometry, x, g)
     g = jnp.pad(g, ((0, 0), (0, 0), (0, 0), (0, _more_features(g.shape[3]))))
-    pieces = _pieces(x.shape[0], geometry.output[0] * geometry.output[1])
-    x, g = (a.reshape(a.shape[0] // pieces, pieces, *a.shape[1:]) for a in (x, g))
-    total = sum(_correlate(geometry, x[:, i], g[:, i]) for i in range(pieces))
+    total = _correlate(geometry, x, g)
     return jnp.transpose(total, (1, 2, 0, 3))[..., :shape[3]].astype(x.dtype)
 
 
@@ -162,16 +165,18 @@ def _pieces(batch: int, positions: int) -> int:
 
 
 def _correlate(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
-    """Kernel gradient [C, h, w, F] in float32 at least, as a convolution whose batch is C and whose channels are B."""
+    """Kernel gradient [C, h, w, F] in float32 at least, as convolutions whose batch is C and whose channels are B."""
+    pieces = _pieces(x.shape[0], math.prod(geometry.output))
     padding = [(low, k + (o - 1) * s - n - low)
                for k, n, o, s, (low, _) in zip(geometry.kernel, geometry.size, geometry.output, geometry.strides,
                                                geometry.padding, strict=True)]
     if math.prod(geometry.output) >= PADDED:  # there, XLA:CPU reads value by value what it pads itself
         x, padding = _fitted(geometry, x), UNPADDED
-    return lax.conv_general_dilated(
-        jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(g, (1, 2, 0, 3)), (1, 1), padding,
+    return sum(lax.conv_general_dilated(
+        jnp.transpose(image, (3, 1, 2, 0)), jnp.transpose(gradient, (1, 2, 0, 3)), (1, 1), padding,
         rhs_dilation=geometry.strides, dimension_numbers=LAYOUT,
         preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+        for image, gradient in zip(jnp.split(x, pieces), jnp.split(g, pieces), strict=True))
 
 
 def _to_kernel_by_phases(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:

@@ -28,10 +28,23 @@ def _stored(x: jax.Array) -> jax.Array:
 
 
 def apart(function: Callable, *operands: Any) -> Any:
-    """`function(*operands)`, float arrays, behind a branch, which the fusions of XLA:CPU do not cross.
+    """`function(*operands)`, arrays, behind a branch, which the fusions of XLA:CPU do not cross: the operands are
+    stored before and the result after.
 
     The barrier hides from the compiler that the branch goes one way only. A barrier around the result alone would not
     do: it is gone before the compiler fuses.
     """
-    return jax.lax.cond(jax.lax.optimization_barrier(True), function,
-                        lambda *operands: jax.tree.map(jnp.negative, function(*operands)), *operands)
+    def never(*operands: Any) -> Any:
+        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, *operands))
+
+    return jax.lax.cond(jax.lax.optimization_barrier(True), function, never, *operands)
+
+
+def shared(x: jax.Array) -> jax.Array:
+    """The float array `x`, stored once if one of its readers cannot be fused with it (a convolution, a product).
+
+    XLA:CPU fuses what it takes for a function of one array, such as the activation in front of a convolution, once
+    more into each other reader: into the transpositions of a kernel gradient, which then compute a whole block anew in
+    an order that leaves the cache at every step. A choice between two arrays it stores; this one always chooses `x`.
+    """
+    return jnp.where(x == x, x, jnp.nan)
