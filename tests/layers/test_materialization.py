@@ -1,4 +1,4 @@
-"""`materialized` changes no value and no gradient; it keeps programs of deep residual networks small."""
+"""`materialized`, `shared` and `apart` change no value and no gradient; they keep programs small."""
 
 import functools
 import os
@@ -11,38 +11,52 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transfer_jax.layers.materialization import materialized
+from transfer_jax.layers import lowering
+from transfer_jax.layers.convolution import convolve
+from transfer_jax.layers.materialization import apart, materialized, shared
 from transfer_jax.models import transformer
 from transfer_jax.models.transformer import TransformerBlock
 
 
+def behind_a_branch(x):
+    return apart(lambda x: x, x)
+
+
+IDENTITIES = [materialized, shared, behind_a_branch]
+
+
+@pytest.mark.parametrize("identity", IDENTITIES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("first", [1.5, -1.5, 0.0, -0.0, np.inf, np.nan])
-def test_values_stay_bit_for_bit(dtype, first):
+def test_values_stay_bit_for_bit(identity, dtype, first):
     x = jnp.array([[first, 2.0], [-3.0, 4.0]], dtype)
-    assert jax.jit(materialized)(x).tobytes() == x.tobytes()
+    assert jax.jit(identity)(x).tobytes() == x.tobytes()
 
 
-def test_gradients_of_first_and_second_order_are_those_of_the_identity():
+@pytest.mark.parametrize("identity", IDENTITIES)
+def test_gradients_of_first_and_second_order_are_those_of_the_identity(identity):
     x = jnp.linspace(-1.0, 2.0, 6).reshape(2, 3)
 
     def loss(x, through):
         return jnp.sin(through(x) * x).sum()
 
     for order in (jax.grad, lambda f: jax.grad(lambda x, through: jax.grad(f)(x, through).sum())):
-        np.testing.assert_allclose(order(loss)(x, materialized), order(loss)(x, lambda x: x), rtol=1e-6)
+        np.testing.assert_allclose(order(loss)(x, identity), order(loss)(x, lambda x: x), rtol=1e-6)
 
 
-def test_members_and_scans_see_the_identity():
+@pytest.mark.parametrize("identity", IDENTITIES)
+def test_members_and_scans_see_the_identity(identity):
     x = jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)
-    np.testing.assert_array_equal(jax.vmap(materialized)(x), x)
-    _, rows = jax.lax.scan(lambda carry, row: (carry, materialized(row)), 0, x)
+    np.testing.assert_array_equal(jax.vmap(identity)(x), x)
+    _, rows = jax.lax.scan(lambda carry, row: (carry, identity(row)), 0, x)
     np.testing.assert_array_equal(rows, x)
 
 
 SHARDED = """
 import jax, jax.numpy as jnp
-from transfer_jax.layers.materialization import materialized
+from transfer_jax.layers import lowering
+from transfer_jax.layers.convolution import convolve
+from transfer_jax.layers.materialization import apart, materialized, shared
 mesh = jax.make_mesh((4,), ("data",))
 rows = jax.NamedSharding(mesh, jax.P("data"))
 x = jnp.linspace(-1.0, 1.0, 24).reshape(8, 3)
@@ -76,3 +90,22 @@ def test_no_block_reads_what_all_later_blocks_sent(monkeypatch):
     assert _widest_fusion(4) == _widest_fusion(2)
     monkeypatch.setattr(transformer, "materialized", lambda x: x)
     assert _widest_fusion(4) > _widest_fusion(2)
+
+
+def _most_read_by_a_transposition():
+    """How many arrays a transposition reads in the gradient of a residual block's activation and convolution."""
+    images, kernel = [jnp.ones((4, 8, 8, 8))] * 3, jnp.ones((3, 3, 8, 8))
+
+    def loss(kernel, stream, residual, weights):
+        return (convolve(jnp.maximum(stream + residual, 0.0), kernel) * weights).sum()
+
+    text = jax.jit(jax.value_and_grad(loss)).lower(kernel, *images).compile().as_text()
+    fusions = [body for body in text.split("\n\n") if body.startswith("%fused") and " transpose(" in body]
+    return max(body.count(" parameter(") for body in fusions)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only programs for a CPU have these extra stores")
+def test_no_kernel_gradient_computes_what_the_convolution_read(monkeypatch):
+    before = _most_read_by_a_transposition()
+    monkeypatch.setattr(lowering, "shared", lambda x: x)
+    assert before == 1 < _most_read_by_a_transposition()
