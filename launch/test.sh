@@ -2,7 +2,8 @@
 # What:    runs the checks of the project: ruff, then the test suite. With --parity it also installs torch, torchvision,
 #          timm, transformers and keras and compares every family with its original, live: one of the smallest members
 #          of each; with --parity --all every member in every layout (hours of work for two cores, and 16 GB of memory).
-#          --all also compiles the programs whose bits are compared as users do, not as quickly as possible.
+#          --all also runs what tries shorter tests again at length (random kills, two steps of every config), and compiles
+#          the programs whose bits are compared as users do, not as quickly as possible.
 # Needs:   Python >= 3.11 and a package index. For --parity about 3 GB of disk (more where torch comes with CUDA).
 # Command: bash launch/test.sh [--parity [--all]] [pytest options]
 # shellcheck source-path=SCRIPTDIR

@@ -24,17 +24,25 @@ LONGEST = ("test_faults.py", "test_slurm.py", "test_launch_scripts.py", "test_pr
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--parity", action="store_true", help="compare live with torch, torchvision, timm, transformers")
     parser.addoption("--all", action="store_true",
-                     help="every member of a family, not the smallest; bits of programs as users run them")
+                     help="every member of a family, not the smallest; bits of programs as users run them; long tests")
     parser.addoption("--long", action="store_true", help="tests/faults: at least 200 random kills")
     parser.addoption("--counts", help="tests/faults: the JSON file of what was counted")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests come first: of parallel workers none is left with one of them while the others have finished.
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "thorough: tries at length what shorter tests try, too; for --all and --long")
 
-    Workers take from the ends of each other's queues, so tests at the front stay with those of their module, too, and
-    what they share is made once.
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves thorough tests to --all and --long, and puts the longest tests first.
+
+    So of parallel workers none is left with a long one while the others have finished. Workers take from the ends of
+    each other's queues, so tests at the front stay with those of their module, too, and what they share is made once.
     """
+    if not (config.getoption("--all") or config.getoption("--long")):
+        for item in items:
+            if item.get_closest_marker("thorough"):
+                item.add_marker(pytest.mark.skip(reason="tries at length what shorter tests try, too; run with --all"))
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 

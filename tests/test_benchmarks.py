@@ -24,7 +24,9 @@ def script(name):
 backbones, scaling = script("backbones"), script("scaling")
 
 
-@pytest.mark.parametrize(("model", "step"), [("vit_tiny", "frozen"), ("mobilenet_v2", "full"), ("bert", "forward")])
+@pytest.mark.parametrize(("model", "step"), [
+    ("mobilenet_v2", "full"), *(pytest.param(*case, marks=pytest.mark.thorough) for case in (
+        ("vit_tiny", "frozen"), ("bert", "forward")))])
 def test_our_side_runs(model, step):
     run = backbones.ours({"model": model, "step": step, "batch": 2, "size": 32, "dtype": "float32"})
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run(2)))

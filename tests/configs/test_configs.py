@@ -28,6 +28,9 @@ COMBINATIONS = [path for path in FILES if path.name in ("combinations.py", "shar
 FOREIGN = [path for path in FILES if path.parent.name == "multitask" and path.name in  # data of elsewhere
            ("camvid.py", "embedding.py", "merging.py", "parallel.py", "receipts.py", "texts.py")]
 ONLY_MADE_READY = [*ABLATIONS[1:], *ADAPTATION, *COMBINATIONS, *FOREIGN]
+LONG = [Path("configs") / name for name in (
+    "ablations/distortion.py", "matrix/modality_transfer.py", "matrix/multitask.py", "matrix/parallel.py",
+    "multitask/points_and_maps.py", "multitask/scenes.py")]  # by default made ready, too
 FROM_HALF_A = [path for path in ABLATIONS if path.name != "transferability.py"]  # that has published networks
 FOLDER = os.environ.get("TRANSFER_JAX_DATA", str(ROOT.parent / "shared" / "data"))
 SHARED_DATA = Path(FOLDER) / "datasets" / "mnist"
@@ -79,7 +82,8 @@ def test_the_docstring_names_a_command_and_a_measured_number(path):
     assert re.search(r"\b0\.\d{2,}|\d+(\.\d+)? ?%", text), "no measured number"
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path not in ONLY_MADE_READY], ids=str)
+@pytest.mark.parametrize("path", [pytest.param(path, marks=pytest.mark.thorough if path in LONG else ())
+                                  for path in FILES if path not in ONLY_MADE_READY], ids=str)
 def test_it_builds_and_takes_two_steps_of_each_stage(path, reference, tmp_path):
     if path in ABLATIONS and not SHARED_DATA.is_dir():
         pytest.skip(f"the folder of standard data sets is absent ({SHARED_DATA}); set TRANSFER_JAX_DATA to it")
@@ -94,7 +98,7 @@ def test_it_builds_and_takes_two_steps_of_each_stage(path, reference, tmp_path):
         assert_frozen_is_unchanged(runner, spec, name, tmp_path)
 
 
-@pytest.mark.parametrize("path", ONLY_MADE_READY, ids=str)
+@pytest.mark.parametrize("path", [*ONLY_MADE_READY, *LONG], ids=str)
 def test_every_stage_of_many_recipes_is_ready_to_train(path):
     """Their recipes are trained in tests/recipes, one of them above: a hundred stages would take ten minutes."""
     if not SHARED_DATA.is_dir():

@@ -68,6 +68,7 @@ def assert_no_gap(workdir):
         assert steps == list(range(1, len(steps) + 1))
 
 
+@pytest.mark.thorough
 def test_random_kills(experiment, alone, pair, tmp_path, pytestconfig):
     seconds = {}
     for processes in (1, 2):  # once more, since the first time compiled
@@ -173,6 +174,7 @@ def test_a_fault_within_one_of_two_processes(experiment, pair, tmp_path):
     assert_same_end(tmp_path, pair)
 
 
+@pytest.mark.thorough
 def test_other_numbers_of_processes_and_devices_go_on(experiment, alone, tmp_path):
     last = 0
     for processes, devices in ((2, 4), (1, 8), (1, 1), (4, 1)):
