@@ -101,7 +101,6 @@ def test_the_engine_measures_what_a_loop_over_the_examples_gives(digits_file):
                                rtol=1e-4)
 
 
-@pytest.mark.thorough
 def test_the_relationship_is_measured_with_the_temperature_of_held_out_source_data(digits_file):
     source = {"kind": "co_tuning", "task": "digits", "head": "source", "stream": "train", "calibrated_on": "test"}
     spec = tiny_experiment.single(digits_file, {"objective": {"terms": {

@@ -285,7 +285,6 @@ def test_the_nodes_of_a_sky_pilot_task_find_each_other(tmp_path):
 RUNS = ({"stages.pretrain.lr": 0.01}, {"stages.pretrain.lr": -1.0}, {"stages.pretrain.lr": 0.02})
 
 
-@pytest.mark.thorough
 def test_a_sweep_in_processes_of_its_own(digits_file, tmp_path):
     path, workdir = tiny(digits_file, tmp_path, 4, RUNS), tmp_path / "sweep"
     only = command("sweep", "--config", path, "--workdir", workdir, "--only", 0)

@@ -111,7 +111,6 @@ def test_a_mistake_of_the_user_is_not_repeated(slurm, tmp_path):
 SWEEP = [{"stages.pretrain.lr": 0.01}, {"stages.pretrain.lr": 0.02}]
 
 
-@pytest.mark.thorough
 def test_a_sweep_as_an_array_and_its_report_afterwards(slurm, digits_file, tmp_path):
     path = write_config(tmp_path, experiment(digits_file, 4), SWEEP)
     slurm.run("sbatch", "--wait", "--array=0-1", f"--output={tmp_path}/%a.out", "launch/slurm_sweep.sbatch", "--config",
@@ -123,7 +122,6 @@ def test_a_sweep_as_an_array_and_its_report_afterwards(slurm, digits_file, tmp_p
     assert (tmp_path / "sweep" / "report.html").is_file()
 
 
-@pytest.mark.thorough
 def test_a_sweep_through_the_executor(slurm, digits_file, tmp_path, monkeypatch):
     for name, value in slurm.environment.items():
         if os.environ.get(name) != value:

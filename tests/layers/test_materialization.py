@@ -54,9 +54,7 @@ def test_members_and_scans_see_the_identity(identity):
 
 SHARDED = """
 import jax, jax.numpy as jnp
-from transfer_jax.layers import lowering
-from transfer_jax.layers.convolution import convolve
-from transfer_jax.layers.materialization import apart, materialized, shared
+from transfer_jax.layers.materialization import materialized
 mesh = jax.make_mesh((4,), ("data",))
 rows = jax.NamedSharding(mesh, jax.P("data"))
 x = jnp.linspace(-1.0, 1.0, 24).reshape(8, 3)

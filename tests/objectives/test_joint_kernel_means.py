@@ -43,7 +43,7 @@ def joint_definition(x, constants, rule, multipliers, kernels, estimator, offset
 
 
 def test_joint_mmd_multiplies_the_kernels_of_the_layers():
-    for seed in range(9):
+    for seed in range(20):
         estimator = ("biased", "unbiased", "linear")[seed % 3]
         rng = np.random.default_rng(seed)
         arrays = layers_of(rng, *rng.integers(2, 6, 2))

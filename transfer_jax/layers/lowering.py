@@ -28,7 +28,7 @@ UNROLLED_MEMBERS = 8  # more members than this run in a loop: a little slower, b
 CONTRACTION = 4096  # positions that one kernel-gradient convolution sums over before its blocks leave the cache
 PIECES = 8
 UNPADDED = ((0, 0), (0, 0))
-FEW_CHANNELS = 4  # images with so few are folded where the stride allows
+FEW_CHANNELS = 4  # images with so few take forms of their own
 PADDED = 256  # positions of a result from which its kernel gradient pads the image before
 PHASED = 784  # and from which it takes strides apart
 
@@ -47,6 +47,12 @@ class Geometry:
         """Height and width of the result."""
         rows, columns = ((n + sum(p) - k) // s + 1
                          for n, k, s, p in zip(self.size, self.kernel, self.strides, self.padding, strict=True))
+        return rows, columns
+
+    @property
+    def seen(self) -> Pair:
+        """Height and width of what the windows see, padding included."""
+        rows, columns = ((o - 1) * s + k for o, s, k in zip(self.output, self.strides, self.kernel, strict=True))
         return rows, columns
 
     @property
@@ -112,7 +118,7 @@ def _forward(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     features = kernel.shape[3]
     if _folds(geometry, x.shape[3]):
         return _forward(_fold(geometry), _folded(geometry, x), _folded_kernel(geometry, kernel))
-    if geometry.cramped or (2 <= x.shape[3] <= 4 and max(geometry.kernel) <= 3):
+    if geometry.cramped or (2 <= x.shape[3] <= FEW_CHANNELS and max(geometry.kernel) <= 3):
         return product(_patches(geometry, x), kernel.reshape(-1, features))
     # Eigen reads four channels at a time; a count that does not divide by four costs up to ten times as much.
     channels = 0 if x.shape[3] == 1 else -x.shape[3] % 4
@@ -167,11 +173,9 @@ def _pieces(batch: int, positions: int) -> int:
 def _correlate(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     """Kernel gradient [C, h, w, F] in float32 at least, as convolutions whose batch is C and whose channels are B."""
     pieces = _pieces(x.shape[0], math.prod(geometry.output))
-    padding = [(low, k + (o - 1) * s - n - low)
-               for k, n, o, s, (low, _) in zip(geometry.kernel, geometry.size, geometry.output, geometry.strides,
-                                               geometry.padding, strict=True)]
+    padding = _margins(geometry, geometry.seen)
     if math.prod(geometry.output) >= PADDED:  # there, XLA:CPU reads value by value what it pads itself
-        x, padding = _fitted(geometry, x), UNPADDED
+        x, padding = _fitted(geometry, x, geometry.seen), UNPADDED
     return sum(lax.conv_general_dilated(
         jnp.transpose(image, (3, 1, 2, 0)), jnp.transpose(gradient, (1, 2, 0, 3)), (1, 1), padding,
         rhs_dilation=geometry.strides, dimension_numbers=LAYOUT,
@@ -181,7 +185,7 @@ def _correlate(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
 
 def _to_kernel_by_phases(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     """Rows and columns of the image by their remainder modulo the stride: each sees other taps, with stride 1."""
-    x, (sh, sw), (rows, columns) = _fitted(geometry, x), geometry.strides, geometry.output
+    x, (sh, sw), (rows, columns) = _fitted(geometry, x, geometry.seen), geometry.strides, geometry.output
     total = jnp.zeros((*geometry.kernel, x.shape[3], g.shape[3]), x.dtype)
     for first in itertools.product(*(range(min(s, k)) for s, k in zip(geometry.strides, geometry.kernel, strict=True))):
         height, width = (len(range(f, k, s)) for f, k, s in zip(first, geometry.kernel, geometry.strides, strict=True))
@@ -193,11 +197,14 @@ def _to_kernel_by_phases(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.
     return total
 
 
-def _fitted(geometry: Geometry, x: jax.Array, size: Pair | None = None) -> jax.Array:
-    """The image padded or cut to `size`, by default to what the windows see; its first pixel is the first they see."""
-    size = size or tuple((o - 1) * s + k
-                         for o, s, k in zip(geometry.output, geometry.strides, geometry.kernel, strict=True))
-    edges = [(low, to - n - low, 0) for n, to, (low, _) in zip(geometry.size, size, geometry.padding, strict=True)]
+def _margins(geometry: Geometry, size: Pair) -> list[Pair]:
+    """What to add before and after (below zero: to cut), so that `size` is left from the first pixel that is seen."""
+    return [(low, to - n - low) for n, to, (low, _) in zip(geometry.size, size, geometry.padding, strict=True)]
+
+
+def _fitted(geometry: Geometry, x: jax.Array, size: Pair) -> jax.Array:
+    """The image padded or cut to `size`; its first pixel is the first that the windows see."""
+    edges = [(*margins, 0) for margins in _margins(geometry, size)]
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
 
